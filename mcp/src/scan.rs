@@ -1,0 +1,493 @@
+//! One strict pass over JSON text that leaves only one reading: no duplicate keys at any depth (however they are
+//! escaped), UTF-8 only, no NUL, no byte order mark, no lone surrogates, bounded depth and key count. It builds no
+//! values: callers get spans of the text. What a span means is left to `jsonrpc`, `message` and `listing`.
+
+use std::borrow::Cow;
+
+use thiserror::Error;
+
+/// Bounds on one document. Its size is bounded by whoever reads the body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Objects and arrays inside one another, the outermost counted.
+    pub max_depth: u16,
+    /// Keys of all objects of the document together.
+    pub max_keys: u32,
+}
+
+impl Limits {
+    /// For answers of servers: a list of 10 000 tools has far more keys than any request.
+    pub const RESPONSE: Self = Self { max_depth: 64, max_keys: 1_000_000 };
+
+    /// For text that has passed a stricter scan before.
+    pub(crate) const TRUSTED: Self = Self { max_depth: 128, max_keys: u32::MAX };
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_depth: 64, max_keys: 10_000 }
+    }
+}
+
+/// Why a document or an envelope is refused. The message is for people, [`Fault::reason`] for metrics and audit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Fault {
+    #[error("the text is larger than 4 GiB")]
+    TooLarge,
+    #[error("the text starts with a byte order mark")]
+    ByteOrderMark,
+    #[error("the text is not valid UTF-8")]
+    InvalidUtf8,
+    #[error("the text contains a NUL character")]
+    Nul,
+    #[error("a string contains a lone surrogate")]
+    LoneSurrogate,
+    #[error("the text is not valid JSON")]
+    InvalidJson,
+    #[error("a number is too large for a double")]
+    NumberOutOfRange,
+    #[error("something follows the JSON text")]
+    TrailingData,
+    #[error("the text is not a JSON object")]
+    NotAnObject,
+    #[error("batches are not accepted; send one message per POST")]
+    Batch,
+    #[error("the batch is empty or has too many messages")]
+    BatchSize,
+    #[error("the text is nested too deeply")]
+    TooDeep,
+    #[error("the text has too many keys")]
+    TooManyKeys,
+    #[error("an object has the same key twice")]
+    DuplicateKey,
+    #[error("a key differs from a known key only in the case of its letters")]
+    CaseFoldedKey,
+    #[error("`jsonrpc` must be \"2.0\"")]
+    BadJsonrpc,
+    #[error("`id` must be a string or an integer of reasonable length")]
+    BadId,
+    #[error("`method` must be a string")]
+    BadMethod,
+    #[error("`params` must be an object")]
+    BadParams,
+    #[error("`error` must be an object")]
+    BadError,
+    #[error("the object is neither a request, a notification nor a response")]
+    NotAMessage,
+    #[error("the list in the result is not an array of objects")]
+    BadList,
+}
+
+impl Fault {
+    /// A stable name in `snake_case`, for metrics, audit and tests.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::ByteOrderMark => "byte_order_mark",
+            Self::InvalidUtf8 => "invalid_utf8",
+            Self::Nul => "nul",
+            Self::LoneSurrogate => "lone_surrogate",
+            Self::InvalidJson => "invalid_json",
+            Self::NumberOutOfRange => "number_out_of_range",
+            Self::TrailingData => "trailing_data",
+            Self::NotAnObject => "not_an_object",
+            Self::Batch => "batch",
+            Self::BatchSize => "batch_size",
+            Self::TooDeep => "too_deep",
+            Self::TooManyKeys => "too_many_keys",
+            Self::DuplicateKey => "duplicate_key",
+            Self::CaseFoldedKey => "case_folded_key",
+            Self::BadJsonrpc => "bad_jsonrpc",
+            Self::BadId => "bad_id",
+            Self::BadMethod => "bad_method",
+            Self::BadParams => "bad_params",
+            Self::BadError => "bad_error",
+            Self::NotAMessage => "not_a_message",
+            Self::BadList => "bad_list",
+        }
+    }
+}
+
+/// The JSON type of a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Json {
+    Object,
+    Array,
+    /// A string without escapes: its text is what stands between the quotes.
+    Plain,
+    Escaped,
+    Number,
+    True,
+    False,
+    Null,
+}
+
+impl Json {
+    pub(crate) fn is_string(self) -> bool {
+        matches!(self, Self::Plain | Self::Escaped)
+    }
+}
+
+/// Where a value stands in the text, in bytes, and what type it has. Quotes and brackets are inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) start: u32,
+    pub(crate) end: u32,
+    pub(crate) json: Json,
+}
+
+impl Span {
+    pub(crate) fn range(self) -> std::ops::Range<usize> {
+        self.start as usize..self.end as usize
+    }
+
+    pub(crate) fn of(self, text: &[u8]) -> &[u8] {
+        text.get(self.range()).unwrap_or_default()
+    }
+
+    /// The decoded text of a string, `None` for any other type.
+    pub(crate) fn text(self, text: &[u8]) -> Option<Cow<'_, str>> {
+        match self.json {
+            Json::Plain => {
+                let inner = text.get(self.start as usize + 1..(self.end as usize).checked_sub(1)?)?;
+                std::str::from_utf8(inner).ok().map(Cow::Borrowed)
+            }
+            Json::Escaped => serde_json::from_slice(self.of(text)).ok().map(Cow::Owned),
+            _ => None,
+        }
+    }
+}
+
+/// Reads one document. `keys` is a stack of the keys of all objects that are open.
+pub(crate) struct Scanner<'a> {
+    bytes: &'a [u8],
+    pos: usize,
+    depth: u16,
+    seen: u32,
+    keys: Vec<Cow<'a, [u8]>>,
+    limits: Limits,
+}
+
+impl<'a> Scanner<'a> {
+    /// Checks what concerns the text as a whole, so that spans are valid UTF-8 and fit `u32`.
+    pub(crate) fn new(bytes: &'a [u8], limits: Limits) -> Result<Self, Fault> {
+        if u32::try_from(bytes.len()).is_err() {
+            return Err(Fault::TooLarge);
+        }
+        if bytes.starts_with(b"\xEF\xBB\xBF") {
+            return Err(Fault::ByteOrderMark);
+        }
+        if std::str::from_utf8(bytes).is_err() {
+            return Err(Fault::InvalidUtf8);
+        }
+        let mut scanner = Self { bytes, pos: 0, depth: 0, seen: 0, keys: Vec::with_capacity(24), limits };
+        scanner.blanks();
+        Ok(scanner)
+    }
+
+    pub(crate) fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.pos).copied()
+    }
+
+    pub(crate) fn pos(&self) -> usize {
+        self.pos
+    }
+
+    /// Nothing but blanks may follow.
+    pub(crate) fn finish(&mut self) -> Result<(), Fault> {
+        self.blanks();
+        match self.peek() {
+            None => Ok(()),
+            Some(0) => Err(Fault::Nul),
+            Some(_) => Err(Fault::TrailingData),
+        }
+    }
+
+    /// Reads any value and checks everything below it.
+    pub(crate) fn value(&mut self) -> Result<Span, Fault> {
+        let start = self.pos;
+        let json = match self.peek() {
+            Some(b'"') => match self.string()? {
+                true => Json::Escaped,
+                false => Json::Plain,
+            },
+            Some(b'{') => {
+                return self.object(|scanner, _| scanner.value().map(drop));
+            }
+            Some(b'[') => {
+                return self.array(|scanner| scanner.value().map(drop));
+            }
+            Some(b't') => self.word(b"true", Json::True)?,
+            Some(b'f') => self.word(b"false", Json::False)?,
+            Some(b'n') => self.word(b"null", Json::Null)?,
+            Some(b'-' | b'0'..=b'9') => self.number()?,
+            Some(0) => return Err(Fault::Nul),
+            _ => return Err(Fault::InvalidJson),
+        };
+        Ok(self.span(start, json))
+    }
+
+    /// Reads an object; `each` gets the decoded key and must read the value (with one of these methods).
+    pub(crate) fn object<F>(&mut self, mut each: F) -> Result<Span, Fault>
+    where
+        F: FnMut(&mut Self, &[u8]) -> Result<(), Fault>,
+    {
+        let start = self.pos;
+        let base = self.keys.len();
+        self.open(b'{')?;
+        if self.peek() != Some(b'}') {
+            loop {
+                let key = self.key()?;
+                self.keys.push(key.clone());
+                self.blanks();
+                self.expect(b':')?;
+                self.blanks();
+                each(self, &key)?;
+                self.blanks();
+                if self.peek() != Some(b',') {
+                    break;
+                }
+                self.pos += 1;
+                self.blanks();
+            }
+        }
+        self.expect(b'}')?;
+        self.depth -= 1;
+        self.check_unique(base)?;
+        self.keys.truncate(base);
+        Ok(self.span(start, Json::Object))
+    }
+
+    /// Reads an array; `each` must read one element (with one of these methods).
+    pub(crate) fn array<F>(&mut self, mut each: F) -> Result<Span, Fault>
+    where
+        F: FnMut(&mut Self) -> Result<(), Fault>,
+    {
+        let start = self.pos;
+        self.open(b'[')?;
+        if self.peek() != Some(b']') {
+            loop {
+                each(self)?;
+                self.blanks();
+                if self.peek() != Some(b',') {
+                    break;
+                }
+                self.pos += 1;
+                self.blanks();
+            }
+        }
+        self.expect(b']')?;
+        self.depth -= 1;
+        Ok(self.span(start, Json::Array))
+    }
+
+    fn span(&self, start: usize, json: Json) -> Span {
+        // `new` refused texts whose offsets do not fit.
+        Span { start: start as u32, end: self.pos as u32, json }
+    }
+
+    fn open(&mut self, bracket: u8) -> Result<(), Fault> {
+        self.expect(bracket)?;
+        if self.depth >= self.limits.max_depth {
+            return Err(Fault::TooDeep);
+        }
+        self.depth += 1;
+        self.blanks();
+        Ok(())
+    }
+
+    fn expect(&mut self, byte: u8) -> Result<(), Fault> {
+        match self.peek() {
+            Some(found) if found == byte => {
+                self.pos += 1;
+                Ok(())
+            }
+            Some(0) => Err(Fault::Nul),
+            _ => Err(Fault::InvalidJson),
+        }
+    }
+
+    fn blanks(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+            self.pos += 1;
+        }
+    }
+
+    fn word(&mut self, word: &[u8], json: Json) -> Result<Json, Fault> {
+        if !self.rest().starts_with(word) {
+            return Err(Fault::InvalidJson);
+        }
+        self.pos += word.len();
+        Ok(json)
+    }
+
+    fn rest(&self) -> &'a [u8] {
+        self.bytes.get(self.pos..).unwrap_or_default()
+    }
+
+    fn key(&mut self) -> Result<Cow<'a, [u8]>, Fault> {
+        self.seen += 1;
+        if self.seen > self.limits.max_keys {
+            return Err(Fault::TooManyKeys);
+        }
+        let start = self.pos;
+        match self.peek() {
+            Some(b'"') => {}
+            Some(0) => return Err(Fault::Nul),
+            _ => return Err(Fault::InvalidJson),
+        }
+        if self.string()? {
+            let raw = self.bytes.get(start..self.pos).unwrap_or_default();
+            let decoded: String = serde_json::from_slice(raw).map_err(|_| Fault::InvalidJson)?;
+            return Ok(Cow::Owned(decoded.into_bytes()));
+        }
+        Ok(Cow::Borrowed(self.bytes.get(start + 1..self.pos - 1).unwrap_or_default()))
+    }
+
+    /// Sorting large objects instead of hashing them needs no seed and cannot be flooded.
+    fn check_unique(&mut self, base: usize) -> Result<(), Fault> {
+        let keys = self.keys.get_mut(base..).unwrap_or_default();
+        let repeated = if keys.len() <= 12 {
+            keys.iter()
+                .enumerate()
+                .any(|(at, key)| keys.get(at + 1..).is_some_and(|later| later.contains(key)))
+        } else {
+            keys.sort_unstable();
+            keys.windows(2).any(|pair| matches!(pair, [left, right] if left == right))
+        };
+        if repeated { Err(Fault::DuplicateKey) } else { Ok(()) }
+    }
+
+    /// From the opening quote to behind the closing one; says whether the string has escapes.
+    fn string(&mut self) -> Result<bool, Fault> {
+        self.pos += 1;
+        let mut escaped = false;
+        loop {
+            self.pos += plain_prefix(self.rest());
+            match self.peek() {
+                Some(b'"') => {
+                    self.pos += 1;
+                    return Ok(escaped);
+                }
+                Some(b'\\') => {
+                    escaped = true;
+                    self.escape()?;
+                }
+                Some(0) => return Err(Fault::Nul),
+                _ => return Err(Fault::InvalidJson),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Result<(), Fault> {
+        self.pos += 1;
+        let code = self.peek();
+        self.pos += 1;
+        match code {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(()),
+            Some(b'u') => match self.hex()? {
+                0 => Err(Fault::Nul),
+                0xD800..=0xDBFF => {
+                    if !self.rest().starts_with(b"\\u") {
+                        return Err(Fault::LoneSurrogate);
+                    }
+                    self.pos += 2;
+                    match self.hex()? {
+                        0xDC00..=0xDFFF => Ok(()),
+                        _ => Err(Fault::LoneSurrogate),
+                    }
+                }
+                0xDC00..=0xDFFF => Err(Fault::LoneSurrogate),
+                _ => Ok(()),
+            },
+            _ => Err(Fault::InvalidJson),
+        }
+    }
+
+    fn hex(&mut self) -> Result<u32, Fault> {
+        let digits = self.rest().get(..4).ok_or(Fault::InvalidJson)?;
+        self.pos += 4;
+        digits.iter().try_fold(0, |code, byte| {
+            let digit = char::from(*byte).to_digit(16).ok_or(Fault::InvalidJson)?;
+            Ok(code * 16 + digit)
+        })
+    }
+
+    fn number(&mut self) -> Result<Json, Fault> {
+        let start = self.pos;
+        if self.peek() == Some(b'-') {
+            self.pos += 1;
+        }
+        match self.peek() {
+            Some(b'0') => self.pos += 1,
+            Some(b'1'..=b'9') => self.digits()?,
+            _ => return Err(Fault::InvalidJson),
+        }
+        let mut exponent = false;
+        if self.peek() == Some(b'.') {
+            self.pos += 1;
+            self.digits()?;
+        }
+        if let Some(b'e' | b'E') = self.peek() {
+            exponent = true;
+            self.pos += 1;
+            if let Some(b'+' | b'-') = self.peek() {
+                self.pos += 1;
+            }
+            self.digits()?;
+        }
+        // Readers disagree on what is infinite: some refuse it, some read null.
+        if exponent || self.pos - start > 300 {
+            let text = std::str::from_utf8(self.bytes.get(start..self.pos).unwrap_or_default());
+            let finite = text.ok().and_then(|text| text.parse::<f64>().ok()).is_some_and(f64::is_finite);
+            if !finite {
+                return Err(Fault::NumberOutOfRange);
+            }
+        }
+        Ok(Json::Number)
+    }
+
+    fn digits(&mut self) -> Result<(), Fault> {
+        let count = self.rest().iter().take_while(|byte| byte.is_ascii_digit()).count();
+        self.pos += count;
+        if count == 0 { Err(Fault::InvalidJson) } else { Ok(()) }
+    }
+}
+
+/// How many bytes from the start are neither a quote, a backslash nor a control character; eight bytes at a time.
+fn plain_prefix(bytes: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    let mut rest = bytes;
+    let mut count = 0;
+    while let Some((chunk, behind)) = rest.split_first_chunk::<8>() {
+        let word = u64::from_le_bytes(*chunk);
+        // `(x - 1) & !x` sets the high bit of the lowest zero byte; bits above the lowest hit may be false.
+        let quote = word ^ (ONES * u64::from(b'"'));
+        let slash = word ^ (ONES * u64::from(b'\\'));
+        let hits = (quote.wrapping_sub(ONES) & !quote)
+            | (slash.wrapping_sub(ONES) & !slash)
+            | (word.wrapping_sub(ONES * 0x20) & !word);
+        if hits & HIGH != 0 {
+            return count + ((hits & HIGH).trailing_zeros() / 8) as usize;
+        }
+        count += 8;
+        rest = behind;
+    }
+    count + rest.iter().take_while(|byte| !matches!(byte, b'"' | b'\\' | 0..0x20)).count()
+}
+
+/// Whether `key` reads as `known` to a reader that ignores case: ASCII letters, U+017F for `s`, U+212A for `k`.
+pub(crate) fn folds_to(key: &[u8], known: &str) -> bool {
+    let mut rest = key;
+    for want in known.bytes() {
+        let want = want.to_ascii_lowercase();
+        rest = match rest {
+            [first, behind @ ..] if first.to_ascii_lowercase() == want => behind,
+            [0xC5, 0xBF, behind @ ..] if want == b's' => behind,
+            [0xE2, 0x84, 0xAA, behind @ ..] if want == b'k' => behind,
+            _ => return false,
+        };
+    }
+    rest.is_empty()
+}
