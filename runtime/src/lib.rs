@@ -1,1 +1,11 @@
-//! Skeleton.
+//! What any Waffles process needs, and no domain: a drain, named tasks, telemetry, an admin port,
+//! TLS, listeners and the one outbound connector. Both programs behave alike because both use these.
+
+pub mod admin;
+pub mod drain;
+pub mod listen;
+pub mod outbound;
+mod process;
+pub mod task;
+pub mod telemetry;
+pub mod tls;
