@@ -7,9 +7,9 @@ use std::hash::{Hash, Hasher};
 use bytes::Bytes;
 use thiserror::Error;
 
+pub use crate::fault::{Fault, Limits};
 use crate::fields::Fields;
 pub use crate::fields::Slot;
-pub use crate::scan::{Fault, Limits};
 use crate::scan::{Json, Scanner, Span};
 
 /// Error codes of JSON-RPC 2.0 and of MCP [2026-07-28 basic/index#errors, SEP-2243].

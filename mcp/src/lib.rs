@@ -3,15 +3,16 @@
 //! passes on unread what the gateway does not act on. It does no I/O, knows no runtime and decides no policy.
 
 pub mod era;
+mod fault;
 mod fields;
 pub mod headers;
 pub mod jsonrpc;
 pub mod listing;
 pub mod message;
-pub mod scan;
+mod scan;
 pub mod sse;
 
 pub use era::{Era, Revision};
+pub use fault::{Fault, Limits};
 pub use jsonrpc::{Id, Kind, Message, ParseError, Slot};
 pub use message::{Head, HeadError, Method, head};
-pub use scan::{Fault, Limits};

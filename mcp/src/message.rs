@@ -385,3 +385,6 @@ fn label(slot: Slot) -> &'static str {
         _ => "field",
     }
 }
+
+#[cfg(test)]
+mod tests;
