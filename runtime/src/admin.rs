@@ -8,6 +8,7 @@ mod host;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
@@ -33,8 +34,10 @@ pub use gate::{Gate, Gates};
 
 const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIME: Duration = Duration::from_secs(10);
-/// A connection's whole life, so that a reader who never reads does not keep one for ever.
-const CONNECTION_TIME: Duration = Duration::from_secs(60);
+/// A connection takes requests this long, and gets a little more for the last answer, so that a
+/// reader who never reads does not keep one for ever.
+const CONNECTION_TIME: Duration = Duration::from_secs(300);
+const LAST_ANSWER_TIME: Duration = Duration::from_secs(10);
 const MAX_HEADERS: usize = 64;
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 
@@ -137,7 +140,17 @@ impl Admin {
     }
 }
 
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin")
+            .field("gates", &self.gates)
+            .field("routes", &self.routes.keys())
+            .finish_non_exhaustive()
+    }
+}
+
 /// The admin port, open but not served yet.
+#[derive(Debug)]
 pub struct Bound {
     admin: Arc<Admin>,
     listener: std::net::TcpListener,
@@ -161,7 +174,7 @@ impl Bound {
         let loopback = self.local_addr.ip().is_loopback();
         let serve = async {
             loop {
-                // Full means waiting in the kernel's queue: every connection ends within a minute.
+                // Full means waiting in the kernel's queue; silent connections end within seconds.
                 let place = places.clone().acquire_owned().await;
                 let (stream, _) = listen::accept(&listener).await;
                 let admin = self.admin.clone();
@@ -190,10 +203,18 @@ async fn connection(stream: TcpStream, admin: Arc<Admin>, loopback: bool) {
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_TIME, serve).await {
+    tokio::pin!(serve);
+    let served = match tokio::time::timeout(CONNECTION_TIME, serve.as_mut()).await {
+        Ok(served) => Ok(served),
+        Err(_) => {
+            serve.as_mut().graceful_shutdown();
+            tokio::time::timeout(LAST_ANSWER_TIME, serve).await
+        }
+    };
+    match served {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "admin connection failed"),
-        Err(_) => tracing::debug!("admin connection took too long"),
+        Err(_) => tracing::debug!("admin connection cut off, its answer was not read"),
     }
 }
 

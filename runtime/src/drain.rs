@@ -1,8 +1,8 @@
 //! How a process ends: signal, drain, deadline, force. A drain is something that is held: whoever
 //! has a [`Hold`] keeps the process alive until it is dropped or the grace period is over.
 //!
-//! Turning readiness off and waiting for load balancers to notice comes before [`Trigger::start`]
-//! and is the program's own step.
+//! Turning readiness off ([`Gates::drain`](crate::admin::Gates::drain)) and still accepting while
+//! load balancers notice comes before [`Trigger::start`] and is the program's own step.
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -294,6 +294,23 @@ mod tests {
         let (outcome, ()) = tokio::join!(trigger.drained(), async { trigger.force() });
         assert_eq!(outcome, Outcome::Forced { held: 1 });
         assert_eq!(before.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn a_second_signal_forces_at_once() {
+        let kill = || async {
+            let pid = std::process::id().to_string();
+            let status = tokio::process::Command::new("kill").args(["-TERM", &pid]).status().await;
+            assert!(status.unwrap().success());
+        };
+        let mut signals = Signals::listen().unwrap();
+        let (trigger, drain) = channel(GRACE);
+        let _hold = drain.hold();
+        kill().await;
+        assert_eq!(signals.next().await, "SIGTERM");
+        let (outcome, ()) = tokio::join!(trigger.drained_or_signal(&mut signals), kill());
+        assert_eq!(outcome, Outcome::Forced { held: 1 });
+        drain.forced().await;
     }
 
     #[tokio::test(start_paused = true)]

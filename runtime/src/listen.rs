@@ -119,6 +119,30 @@ mod tests {
         }
     }
 
+    /// Runs itself again in a process that may open few files, since a limit is one a process.
+    #[tokio::test]
+    async fn accepting_survives_a_lack_of_file_descriptors() {
+        if crate::process::max_fds().unwrap() > 64 {
+            let command = "ulimit -n 48; exec \"$0\" --exact listen::tests::accepting_survives_a_lack_of_file_descriptors";
+            let mut again = tokio::process::Command::new("sh");
+            again.arg("-c").arg(command).arg(std::env::current_exe().unwrap());
+            let output = again.output().await.unwrap();
+            let told = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && told.contains("1 passed"), "{told}");
+            return;
+        }
+        let listener = adopt(bind(LOCAL, false).unwrap()).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut ballast = Vec::new();
+        while let Ok(file) = std::fs::File::open("/dev/null") {
+            ballast.push(file);
+        }
+        let waiting = tokio::time::timeout(BACK_OFF * 3, accept(&listener)).await;
+        assert!(waiting.is_err(), "there was a descriptor left");
+        drop(ballast);
+        assert_eq!(accept(&listener).await.1, client.local_addr().unwrap());
+    }
+
     #[test]
     fn a_port_that_is_not_shared_is_taken_once() {
         let first = bind(LOCAL, false).unwrap();

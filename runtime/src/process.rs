@@ -96,7 +96,7 @@ fn open_fds() -> Option<i64> {
     Some(count - 1)
 }
 
-fn max_fds() -> Option<i64> {
+pub(crate) fn max_fds() -> Option<i64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_ascii_whitespace().next()?.parse().ok()

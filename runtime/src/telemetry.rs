@@ -91,9 +91,13 @@ pub enum InitError {
 pub fn init(config: &LogConfig) -> Result<(), InitError> {
     let filter = EnvFilter::try_new(&config.filter)
         .map_err(|source| InitError::Filter { filter: config.filter.clone(), source })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A closed standard error must not take the process with it, which complaining there would.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     match config.format {
-        LogFormat::Json => builder.json().flatten_event(true).finish().try_init()?,
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).finish().try_init()?,
         LogFormat::Text => builder.finish().try_init()?,
     }
     // The default hook would put plain text between the JSON lines. The message is logged where the

@@ -97,6 +97,25 @@ async fn other_methods_hosts_and_origins_are_refused() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_never_finishes_its_request_is_cut_off() {
+    let world = world();
+    let before = tokio::time::Instant::now();
+    let mut stream = TcpStream::connect(world.addr).await.unwrap();
+    stream.write_all(b"GET /live HTTP/1.1\r\nhost: loc").await.unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.unwrap();
+    assert!(before.elapsed() <= HEADER_TIME * 2, "{:?}", before.elapsed());
+}
+
+#[tokio::test]
+async fn huge_heads_are_refused() {
+    let world = world();
+    let many: String = (0..100).map(|n| format!("x{n}: y\r\n")).collect();
+    let head = format!("GET /live HTTP/1.1\r\nhost: localhost\r\n{many}z: z");
+    assert_eq!(world.send(&head).await.0, 431);
+}
+
 #[tokio::test]
 async fn the_port_stays_up_until_the_drain_has_ended() {
     let world = world();
