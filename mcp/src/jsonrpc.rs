@@ -167,7 +167,7 @@ impl ParseError {
     }
 }
 
-/// One message that has exactly one reading. Cloning is cheap but for the id.
+/// One message that has exactly one reading. The text is shared, not copied, by everything that is taken out of it.
 #[derive(Debug, Clone)]
 pub struct Message {
     bytes: Bytes,

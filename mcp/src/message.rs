@@ -268,6 +268,14 @@ pub fn head(message: &Message) -> Result<Head, HeadError> {
         input_responses = object(message, Slot::InputResponses)?;
         request_state = string(message, Slot::RequestState)?;
     }
+    let notifications = match method {
+        Method::SubscriptionsListen => {
+            let filter = object(message, Slot::Notifications)?;
+            Some(filter.ok_or(HeadError::Missing(label(Slot::Notifications)))?)
+        }
+        Method::SubscriptionsAcknowledged => object(message, Slot::Notifications)?,
+        _ => None,
+    };
     if method.is_list() {
         cursor = string_or_null(message, Slot::Cursor)?;
     }
@@ -304,7 +312,7 @@ pub fn head(message: &Message) -> Result<Head, HeadError> {
         progress_token: token(message, progress_token)?,
         protocol_version,
         request_id,
-        notifications: message.raw(Slot::Notifications),
+        notifications,
         input_responses,
         request_state,
         method,
@@ -371,6 +379,7 @@ fn label(slot: Slot) -> &'static str {
         Slot::Level => "level",
         Slot::RequestId => "requestId",
         Slot::ProgressToken => "progressToken",
+        Slot::Notifications => "notifications",
         Slot::InputResponses => "inputResponses",
         Slot::RequestState => "requestState",
         Slot::Ref => "ref",

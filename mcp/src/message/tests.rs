@@ -100,6 +100,8 @@ fn fields_of_the_wrong_type_are_invalid_params() {
         ("ping", r#"{"_meta":{"io.modelcontextprotocol/protocolVersion":1}}"#, "not_a_string"),
         ("ping", r#"{"_meta":{"io.modelcontextprotocol/clientCapabilities":[]}}"#, "params_not_an_object"),
         ("initialize", "{}", "missing_field"),
+        ("subscriptions/listen", "{}", "missing_field"),
+        ("subscriptions/listen", r#"{"notifications":[]}"#, "params_not_an_object"),
         ("completion/complete", "{}", "missing_field"),
         ("completion/complete", r#"{"ref":{"type":"ref/tool","name":"x"}}"#, "bad_reference"),
         ("completion/complete", r#"{"ref":{"type":"ref/prompt"}}"#, "missing_field"),
