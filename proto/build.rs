@@ -1,1 +1,25 @@
-fn main() {}
+//! Compiles the `.proto` files with a pure Rust compiler, so that no `protoc` is needed.
+
+use std::path::Path;
+
+use prost::Message as _;
+
+const FILES: [&str; 5] = [
+    "waffles/audit/v1/audit.proto",
+    "waffles/auth/v1/auth.proto",
+    "waffles/discovery/v1/discovery.proto",
+    "waffles/proxy/v1/proxy.proto",
+    "waffles/registry/v1/registry.proto",
+];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=waffles");
+    let descriptors = protox::compile(FILES, ["."])?;
+    let out = std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?;
+    std::fs::write(Path::new(&out).join("descriptors.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .client_mod_attribute(".", r#"#[cfg(feature = "rpc")]"#)
+        .server_mod_attribute(".", r#"#[cfg(feature = "rpc")]"#)
+        .compile_fds(descriptors)?;
+    Ok(())
+}

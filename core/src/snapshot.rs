@@ -1,0 +1,243 @@
+//! Everything a proxy needs, immutable, of one revision, indexed once. A new one is made from the old one and
+//! an update, off the request path; what an update does not touch is shared between the two.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::credential::{ApiKey, KeyHash, Pepper};
+use crate::principal::Principal;
+use crate::seal::SealRing;
+use crate::server::{Server, ToolSet};
+
+/// A server with what is compiled from its specification.
+#[derive(Debug)]
+pub struct ServerEntry {
+    /// The server.
+    pub server: Server,
+    /// Its tool filter.
+    pub tools: ToolSet,
+}
+
+/// A public key that access tokens are checked with (Ed25519, RFC 8032).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenKey {
+    /// The `kid` of tokens.
+    pub kid: String,
+    /// The public key.
+    pub public_key: [u8; 32],
+}
+
+/// What all proxies share.
+#[derive(Debug)]
+pub struct Settings {
+    /// Makes key hashes.
+    pub pepper: Pepper,
+    /// The pepper itself, for the wire.
+    pub(crate) pepper_bytes: zeroize::Zeroizing<[u8; 32]>,
+    /// Seals session ids.
+    pub seal: SealRing,
+    /// `iss` of access tokens.
+    pub token_issuer: String,
+    /// `aud` of access tokens.
+    pub token_audience: String,
+}
+
+impl Settings {
+    /// Puts the settings together.
+    pub fn new(pepper: [u8; 32], seal: SealRing, token_issuer: String, token_audience: String) -> Self {
+        Self {
+            pepper: Pepper::new(&pepper),
+            pepper_bytes: zeroize::Zeroizing::new(pepper),
+            seal,
+            token_issuer,
+            token_audience,
+        }
+    }
+}
+
+/// The kinds of resources that a snapshot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// An MCP server.
+    Server,
+    /// A principal.
+    Principal,
+    /// An API key.
+    ApiKey,
+    /// A token key.
+    TokenKey,
+    /// The settings.
+    Settings,
+}
+
+impl Kind {
+    /// One word, as in the revision log and in refusals.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Principal => "principal",
+            Self::ApiKey => "api_key",
+            Self::TokenKey => "token_key",
+            Self::Settings => "settings",
+        }
+    }
+
+    /// Reads the word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Server, Self::Principal, Self::ApiKey, Self::TokenKey, Self::Settings]
+            .into_iter()
+            .find(|kind| kind.as_str() == word)
+    }
+}
+
+/// Names a resource: its kind, and its id within the kind (UUID of a server or principal, public id of a key,
+/// `kid` of a token key, `settings`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ResourceKey {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its id.
+    pub id: String,
+}
+
+impl ResourceKey {
+    /// Names a resource.
+    pub fn new(kind: Kind, id: impl Into<String>) -> Self {
+        Self { kind, id: id.into() }
+    }
+}
+
+/// Everything a proxy needs, of one revision.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// The store that the revision counts in; empty before the first update.
+    pub lineage: String,
+    /// The revision.
+    pub revision: u64,
+    pub(crate) servers: HashMap<Uuid, Arc<ServerEntry>>,
+    by_name: HashMap<String, HashMap<String, Arc<ServerEntry>>>,
+    pub(crate) principals: HashMap<Uuid, Arc<Principal>>,
+    pub(crate) keys: HashMap<String, (KeyHash, Arc<ApiKey>)>,
+    by_hash: HashMap<KeyHash, Arc<ApiKey>>,
+    pub(crate) token_keys: HashMap<String, TokenKey>,
+    pub(crate) settings: Option<Arc<Settings>>,
+    /// Resources of this revision that were refused; asked for again when the stream opens anew.
+    pub refused: BTreeSet<ResourceKey>,
+}
+
+impl Snapshot {
+    /// Finds a server by its tenant and name.
+    pub fn server(&self, tenant: &str, name: &str) -> Option<&Arc<ServerEntry>> {
+        self.by_name.get(tenant)?.get(name)
+    }
+
+    /// Every server, in no order.
+    pub fn servers(&self) -> impl Iterator<Item = &Arc<ServerEntry>> {
+        self.servers.values()
+    }
+
+    /// Finds an API key by the hash of its text.
+    pub fn key(&self, hash: &KeyHash) -> Option<&Arc<ApiKey>> {
+        self.by_hash.get(hash)
+    }
+
+    /// Finds an API key by its public id, for streams that were opened with it.
+    pub fn key_by_id(&self, id: &str) -> Option<&Arc<ApiKey>> {
+        self.keys.get(id).map(|(_, key)| key)
+    }
+
+    /// Finds a principal.
+    pub fn principal(&self, id: &Uuid) -> Option<&Arc<Principal>> {
+        self.principals.get(id)
+    }
+
+    /// Finds a token key.
+    pub fn token_key(&self, kid: &str) -> Option<&TokenKey> {
+        self.token_keys.get(kid)
+    }
+
+    /// What all proxies share; none before the first update.
+    pub fn settings(&self) -> Option<&Arc<Settings>> {
+        self.settings.as_ref()
+    }
+
+    /// Whether calls can be served from it.
+    pub fn is_usable(&self) -> bool {
+        self.revision > 0 && self.settings.is_some()
+    }
+
+    /// How many resources of each kind it holds, for the admin port.
+    pub fn counts(&self) -> [(&'static str, usize); 4] {
+        [
+            ("servers", self.servers.len()),
+            ("principals", self.principals.len()),
+            ("api_keys", self.keys.len()),
+            ("token_keys", self.token_keys.len()),
+        ]
+    }
+
+    /// Whether it holds a resource.
+    pub fn holds(&self, key: &ResourceKey) -> bool {
+        match key.kind {
+            Kind::Server => key.id.parse().is_ok_and(|id: Uuid| self.servers.contains_key(&id)),
+            Kind::Principal => key.id.parse().is_ok_and(|id: Uuid| self.principals.contains_key(&id)),
+            Kind::ApiKey => self.keys.contains_key(&key.id),
+            Kind::TokenKey => self.token_keys.contains_key(&key.id),
+            Kind::Settings => self.settings.is_some(),
+        }
+    }
+
+    /// A copy to change. The resources themselves are shared.
+    pub(crate) fn draft(&self) -> Snapshot {
+        Snapshot {
+            lineage: self.lineage.clone(),
+            revision: self.revision,
+            servers: self.servers.clone(),
+            by_name: HashMap::new(),
+            principals: self.principals.clone(),
+            keys: self.keys.clone(),
+            by_hash: HashMap::new(),
+            token_keys: self.token_keys.clone(),
+            settings: self.settings.clone(),
+            refused: self.refused.clone(),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, key: &ResourceKey) {
+        match key.kind {
+            Kind::Server => {
+                if let Ok(id) = key.id.parse::<Uuid>() {
+                    self.servers.remove(&id);
+                }
+            }
+            Kind::Principal => {
+                if let Ok(id) = key.id.parse::<Uuid>() {
+                    self.principals.remove(&id);
+                }
+            }
+            Kind::ApiKey => {
+                self.keys.remove(&key.id);
+            }
+            Kind::TokenKey => {
+                self.token_keys.remove(&key.id);
+            }
+            Kind::Settings => self.settings = None,
+        }
+        self.refused.remove(key);
+    }
+
+    /// Builds the look-up tables: the last step of making a snapshot.
+    pub(crate) fn index(mut self) -> Self {
+        self.by_name.clear();
+        for entry in self.servers.values() {
+            self.by_name
+                .entry(entry.server.tenant.clone())
+                .or_default()
+                .insert(entry.server.spec.name.clone(), Arc::clone(entry));
+        }
+        self.by_hash = self.keys.values().map(|(hash, key)| (*hash, Arc::clone(key))).collect();
+        self
+    }
+}
