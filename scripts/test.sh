@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# `make test`: all tests. Arguments go to `cargo test`, such as `-p waffles-tests --test it call`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+install_sdks() {
+  # Client SDKs and the conformance suite, from the package registries, each pinned by a lock file.
+  if [ -x tests/sdk/install.sh ]; then
+    tests/sdk/install.sh
+  fi
+}
+
+step "what the tests start" scripts/test-deps.sh
+step "client SDKs" install_sdks
+# Whole-system tests start the real programs from the target directory, so these are built first.
+step "programs" cargo build --workspace --bins
+if [ "$#" -gt 0 ]; then
+  step "tests" cargo test "$@"
+else
+  step "tests" cargo test --workspace
+fi
