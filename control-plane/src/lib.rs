@@ -1,1 +1,4 @@
-//! Skeleton.
+//! The control plane: stores, decides, publishes. Modules in reading order.
+
+pub mod authz;
+pub mod error;
