@@ -2,3 +2,4 @@
 
 pub mod authz;
 pub mod error;
+pub mod store;

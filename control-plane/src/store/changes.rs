@@ -1,0 +1,149 @@
+//! The revision log: what changed, in the order in which it became visible, and the one row that says which
+//! database this is.
+
+use chrono::Utc;
+use uuid::Uuid;
+use waffles_core::audit::micros;
+use waffles_core::snapshot::{Kind, ResourceKey};
+
+use super::{Db, Tx, on_tx};
+
+/// The channel that replicas listen on, on Postgres.
+pub const CHANNEL: &str = "waffles_revision";
+
+/// Appends a change and gives its revision. Two transactions that append wait for each other until the first
+/// has ended, so that revisions become visible in their order; append last, to keep that wait short. On
+/// Postgres the other replicas are told when the transaction commits.
+pub async fn append(tx: &mut Tx, key: &ResourceKey, removed: bool) -> sqlx::Result<u64> {
+    const NEXT: &str = "UPDATE meta SET revision = revision + 1 RETURNING revision";
+    const INSERT: &str =
+        "INSERT INTO revisions (revision, kind, resource_id, removed, at) VALUES ($1, $2, $3, $4, $5)";
+    const NOTIFY: &str = "SELECT pg_notify($1, '')";
+    let revision: i64 = on_tx!(tx, |conn| sqlx::query_scalar(NEXT).fetch_one(conn).await)?;
+    on_tx!(tx, |conn| sqlx::query(INSERT)
+        .bind(revision)
+        .bind(key.kind.as_str())
+        .bind(&key.id)
+        .bind(removed)
+        .bind(micros(Utc::now()))
+        .execute(conn)
+        .await
+        .map(drop))?;
+    if let Tx::Pg(pg) = tx {
+        sqlx::query(NOTIFY).bind(CHANNEL).execute(&mut **pg).await?;
+    }
+    Ok(unsigned(revision))
+}
+
+/// Which database this is and how far it has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Names the sequence of revisions.
+    pub lineage: String,
+    /// The latest revision.
+    pub revision: u64,
+    /// Log entries up to this revision were cut off.
+    pub floor: u64,
+}
+
+/// Reads which database this is and how far it has come.
+pub async fn head(tx: &mut Tx) -> sqlx::Result<Head> {
+    const SQL: &str = "SELECT lineage, revision, log_floor FROM meta";
+    let (lineage, revision, floor): (String, i64, i64) =
+        on_tx!(tx, |conn| sqlx::query_as(SQL).fetch_one(conn).await)?;
+    Ok(Head { lineage, revision: unsigned(revision), floor: unsigned(floor) })
+}
+
+/// The latest change of a resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// At which revision.
+    pub revision: u64,
+    /// Of which resource.
+    pub key: ResourceKey,
+    /// Whether the resource is gone.
+    pub removed: bool,
+}
+
+/// The latest change of every resource that changed after a revision, oldest first. Kinds that this version
+/// does not know are left out: its proxies do not know them either.
+pub async fn since(tx: &mut Tx, revision: u64) -> sqlx::Result<Vec<Change>> {
+    const SQL: &str = "SELECT r.revision, r.kind, r.resource_id, r.removed FROM revisions r
+        WHERE r.revision > $1 AND NOT EXISTS (
+            SELECT 1 FROM revisions later WHERE later.kind = r.kind AND later.resource_id = r.resource_id
+                AND later.revision > r.revision)
+        ORDER BY r.revision";
+    let rows: Vec<(i64, String, String, bool)> =
+        on_tx!(tx, |conn| sqlx::query_as(SQL).bind(signed(revision)).fetch_all(conn).await)?;
+    let known = |(revision, kind, id, removed): (i64, String, String, bool)| {
+        let key = ResourceKey::new(Kind::parse(&kind)?, id);
+        Some(Change { revision: unsigned(revision), key, removed })
+    };
+    Ok(rows.into_iter().filter_map(known).collect())
+}
+
+/// What a database that was just made, or made by an older version, still lacks.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The master key is the one that the database was made with.
+    Ours,
+    /// The database was made with another master key, of this fingerprint.
+    Foreign(String),
+}
+
+/// Gives a new database its lineage and ties it to the master key; compares the key in one that has both.
+pub async fn claim(tx: &mut Tx, fingerprint: &str) -> sqlx::Result<Claim> {
+    const FIRST: &str = "UPDATE meta SET lineage = $1, master_key = $2 WHERE lineage = ''";
+    const KEY: &str = "SELECT master_key FROM meta";
+    let lineage = Uuid::now_v7().to_string();
+    let made = on_tx!(tx, |conn| sqlx::query(FIRST)
+        .bind(&lineage)
+        .bind(fingerprint)
+        .execute(conn)
+        .await
+        .map(|done| done.rows_affected()))?;
+    if made == 1 {
+        append(tx, &ResourceKey::new(Kind::Settings, "settings"), false).await?;
+        return Ok(Claim::Ours);
+    }
+    let key: String = on_tx!(tx, |conn| sqlx::query_scalar(KEY).fetch_one(conn).await)?;
+    Ok(if key == fingerprint { Claim::Ours } else { Claim::Foreign(key) })
+}
+
+/// Starts a new lineage: for a database that was restored from an older state, whose revisions proxies would
+/// otherwise take for ones that they hold already.
+pub async fn new_lineage(tx: &mut Tx) -> sqlx::Result<String> {
+    const SQL: &str = "UPDATE meta SET lineage = $1";
+    let lineage = Uuid::now_v7().to_string();
+    on_tx!(tx, |conn| sqlx::query(SQL).bind(&lineage).execute(conn).await.map(drop))?;
+    Ok(lineage)
+}
+
+/// Cuts off log entries older than a time, but never the latest. A proxy that was away for longer gets the
+/// whole state. Returns how many were cut off.
+pub async fn cut_off(db: &Db, before: chrono::DateTime<Utc>) -> sqlx::Result<u64> {
+    const FLOOR: &str = "UPDATE meta SET log_floor = (
+            SELECT COALESCE(MAX(revision), meta.log_floor) FROM revisions
+            WHERE at < $1 AND revision < (SELECT MAX(revision) FROM revisions))
+        RETURNING log_floor";
+    const DELETE: &str = "DELETE FROM revisions WHERE revision <= $1";
+    let mut tx = db.begin().await?;
+    let floor: i64 = on_tx!(&mut tx, |conn| sqlx::query_scalar(FLOOR).bind(before).fetch_one(conn).await)?;
+    let cut = on_tx!(&mut tx, |conn| sqlx::query(DELETE)
+        .bind(floor)
+        .execute(conn)
+        .await
+        .map(|done| done.rows_affected()))?;
+    tx.commit().await?;
+    Ok(cut)
+}
+
+/// Revisions and versions are never negative.
+pub(crate) fn unsigned(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+/// Counts beyond what a column holds are kept as its largest value.
+pub(crate) fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
