@@ -330,8 +330,8 @@ impl Demo {
         Ok(CallToolResult::success(vec![ContentBlock::text(text)]).into())
     }
 
-    /// Asks the caller's model and answers with what the model said.
-    #[tool]
+    // The macro does not see a doc comment on a function that has another attribute too.
+    #[tool(description = "Asks the caller's model and answers with what the model said.")]
     #[expect(
         deprecated,
         reason = "sampling is deprecated since 2026-07-28, and a gateway must carry it all the same"
