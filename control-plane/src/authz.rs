@@ -45,6 +45,11 @@ impl OpCtx {
         Self { principal, key: None, session: None, permissions: PermissionSet::NONE, request_id, address }
     }
 
+    /// The user who has just shown a password or a refresh token, in the same request.
+    pub(crate) fn on_behalf_of(&self, user: Principal, session: Uuid) -> Self {
+        Self::authenticated(user, None, Some(session), self.request_id, self.address)
+    }
+
     /// Waffles itself, for what happens at start and in tasks.
     pub fn system() -> Self {
         Self {
