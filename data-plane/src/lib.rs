@@ -1,1 +1,27 @@
-//! Skeleton.
+//! The Waffles proxy: terminates MCP, authenticates, authorises, forwards, audits. The modules stand in the order in
+//! which a request meets them.
+
+pub mod app;
+pub mod config;
+
+pub mod listener;
+pub mod server;
+
+pub mod gateway;
+
+pub mod authn;
+pub mod listing;
+pub mod permit;
+pub mod session;
+
+pub mod stream;
+pub mod upstream;
+
+pub mod audit;
+pub mod discovery;
+mod durable;
+mod link;
+pub mod metrics;
+pub mod record;
+pub mod reject;
+pub mod state;

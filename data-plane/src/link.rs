@@ -1,0 +1,191 @@
+//! The way to the control plane: a connection that notices when it is dead, the proxy's credential, and the
+//! waits between attempts. What is said over it is left to `discovery` and `audit::uplink`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use zeroize::Zeroizing;
+
+/// No message of either stream comes near it.
+pub(crate) const MAX_MESSAGE: usize = 4 << 20;
+/// How long opening a connection or a stream may take.
+pub(crate) const OPEN_TIME: Duration = Duration::from_secs(10);
+/// A connection that is silent for both is dead, which makes 18 seconds at the most.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_TIME: Duration = Duration::from_secs(8);
+
+/// Where the control plane is, and where the credential for it lies.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// Its gRPC address, `http://host:port`.
+    pub control_plane: String,
+    /// The file with the proxy token. Read at each connection, so that a rotated token needs no restart.
+    pub token_file: PathBuf,
+}
+
+/// Why there is no stream.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The token.
+    #[error("cannot read the proxy token from {path}")]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The token again.
+    #[error("{path} holds no proxy token: one line that begins with wfp_")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The connection.
+    #[error("cannot reach the control plane at {address}")]
+    Connect {
+        /// Where.
+        address: String,
+        /// What went wrong.
+        source: tonic::transport::Error,
+    },
+    /// A wait was over.
+    #[error("the control plane did not answer in time: {0}")]
+    Timeout(&'static str),
+    /// It ended the stream.
+    #[error("the control plane ended the stream ({:?}): {}", .0.code(), .0.message())]
+    Status(Box<tonic::Status>),
+    /// It ended the stream without saying why.
+    #[error("the control plane closed the stream")]
+    Closed,
+    /// It broke the contract.
+    #[error("the control plane broke the contract: {0}")]
+    Contract(&'static str),
+    /// The spool.
+    #[error("cannot read the audit spool")]
+    Spool(#[source] std::io::Error),
+}
+
+impl From<tonic::Status> for LinkError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+/// An open connection and the credential to present on it.
+pub(crate) struct Connection {
+    pub(crate) channel: Channel,
+    bearer: MetadataValue<Ascii>,
+}
+
+impl Link {
+    /// Opens a connection.
+    pub(crate) async fn connect(&self) -> Result<Connection, LinkError> {
+        let bearer = self.bearer().await?;
+        let failed = |source| LinkError::Connect { address: self.control_plane.clone(), source };
+        let channel = Endpoint::from_shared(self.control_plane.clone())
+            .map_err(failed)?
+            .connect_timeout(OPEN_TIME)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIME)
+            .keep_alive_while_idle(true)
+            .connect()
+            .await
+            .map_err(failed)?;
+        Ok(Connection { channel, bearer })
+    }
+
+    async fn bearer(&self) -> Result<MetadataValue<Ascii>, LinkError> {
+        let path = || self.token_file.clone();
+        let text = tokio::fs::read_to_string(&self.token_file)
+            .await
+            .map(Zeroizing::new)
+            .map_err(|source| LinkError::Token { path: path(), source })?;
+        let token = SecretString::from(text.trim());
+        let malformed = || LinkError::Malformed { path: path() };
+        if !token.expose_secret().starts_with("wfp_") || token.expose_secret().len() > 256 {
+            return Err(malformed());
+        }
+        let header = Zeroizing::new(format!("Bearer {}", token.expose_secret()));
+        let mut bearer = MetadataValue::try_from(header.as_str()).map_err(|_| malformed())?;
+        bearer.set_sensitive(true);
+        Ok(bearer)
+    }
+}
+
+impl Connection {
+    /// A request that carries the credential.
+    pub(crate) fn request<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.metadata_mut().insert("authorization", self.bearer.clone());
+        request
+    }
+}
+
+/// Waits between attempts: at random up to a limit that doubles, so that many proxies that lost their control
+/// plane at once do not return at once.
+#[derive(Debug)]
+pub(crate) struct BackOff {
+    limit: Duration,
+}
+
+impl BackOff {
+    const LEAST: Duration = Duration::from_millis(100);
+    const MOST: Duration = Duration::from_secs(15);
+
+    pub(crate) fn new() -> Self {
+        Self { limit: Self::LEAST * 2 }
+    }
+
+    /// How long to wait before the next attempt.
+    pub(crate) fn next(&mut self) -> Duration {
+        let mut random = [0; 4];
+        // Without random numbers the wait is merely not spread.
+        let spread = match aws_lc_rs::rand::fill(&mut random) {
+            Ok(()) => f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX),
+            Err(_) => 1.0,
+        };
+        let wait = Self::LEAST + (self.limit - Self::LEAST).mul_f64(spread);
+        self.limit = (self.limit * 2).min(Self::MOST);
+        wait
+    }
+
+    /// The other side is well: the next failure is the first again.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_are_spread_and_end_at_fifteen_seconds() {
+        let mut back_off = BackOff::new();
+        let waits: Vec<Duration> = (0..50).map(|_| back_off.next()).collect();
+        assert!(waits[0] <= Duration::from_millis(200), "{waits:?}");
+        assert!(waits.iter().all(|w| (BackOff::LEAST..=BackOff::MOST).contains(w)), "{waits:?}");
+        assert!(waits[20..].iter().any(|w| *w > Duration::from_secs(5)), "{waits:?}");
+        assert!(waits[20..].iter().any(|w| *w < Duration::from_secs(10)), "{waits:?}");
+        back_off.reset();
+        assert!(back_off.next() <= Duration::from_millis(200));
+    }
+
+    #[tokio::test]
+    async fn a_token_file_that_holds_no_token_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let token_file = dir.path().join("proxy.token");
+        let link = Link { control_plane: "http://127.0.0.1:1".into(), token_file: token_file.clone() };
+        let error = link.bearer().await.unwrap_err();
+        assert!(error.to_string().contains("proxy.token"), "{error}");
+        std::fs::write(&token_file, "hello").unwrap();
+        assert!(matches!(link.bearer().await, Err(LinkError::Malformed { .. })));
+        std::fs::write(&token_file, "wfp_abc\n").unwrap();
+        let bearer = link.bearer().await.unwrap();
+        assert_eq!(bearer.to_str().unwrap(), "Bearer wfp_abc");
+        assert!(!format!("{bearer:?}").contains("abc"));
+    }
+}
