@@ -43,3 +43,17 @@ need_npm() {
     install_packages nodejs npm
   fi
 }
+
+node_is_new_enough() {
+  [ "$(node --version | sed -E 's/^v([0-9]+).*/\1/')" -ge 20 ]
+}
+
+# Puts the Node.js that test-deps.sh installed first on PATH, where the system's own is too old.
+use_new_node() {
+  local dir
+  node_is_new_enough && return
+  for dir in "$PWD"/tools/node/node_modules/node-linux-*/bin; do
+    [ -x "$dir/node" ] && export PATH="$dir:$PATH"
+  done
+  node_is_new_enough || { echo "Node.js 20 or newer is needed; node is $(node --version)." >&2; return 1; }
+}

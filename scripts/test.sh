@@ -12,6 +12,7 @@ install_sdks() {
 }
 
 step "what the tests start" scripts/test-deps.sh
+use_new_node
 step "client SDKs" install_sdks
 # Whole-system tests start the real programs from the target directory, so these are built first.
 step "programs" cargo build --workspace --bins

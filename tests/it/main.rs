@@ -1,1 +1,10 @@
-//! Skeleton.
+//! Whole-system tests: each starts its own planes on free ports.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "a test fails by panicking"
+)]
+
+mod harness;

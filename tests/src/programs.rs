@@ -1,0 +1,490 @@
+//! The real programs as child processes: on free ports, with a data directory of their own, killed at the end. What they
+//! wrote to stderr is shown when the test fails.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::watchdog::{Dir, Guarded};
+use crate::{PATIENCE, eventually};
+
+/// How many lines of a program's log a failed test shows.
+const SHOWN: usize = 80;
+
+/// A loopback port that was free a moment ago, for programs that cannot be given port 0.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("there are free ports");
+    listener.local_addr().expect("it is bound").port()
+}
+
+/// Where the program of this name is: beside the test executable, in the target directory of its profile.
+pub fn path(name: &str) -> PathBuf {
+    let mut dir = std::env::current_exe().expect("a process knows its program");
+    dir.pop();
+    if dir.ends_with("deps") {
+        dir.pop();
+    }
+    let path = dir.join(name);
+    assert!(
+        path.exists(),
+        "{} is not built. `make test` builds it; by hand: cargo build --workspace --bins",
+        path.display()
+    );
+    path
+}
+
+/// A command for one of our programs, without settings of the environment that would reach it.
+pub fn command(name: &str, cpu: Option<usize>) -> Command {
+    let program = path(name);
+    let mut command = match cpu {
+        None => Command::new(program),
+        Some(cpu) => {
+            let mut command = Command::new("taskset");
+            command.arg("-c").arg(cpu.to_string()).arg(program);
+            command
+        }
+    };
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("WAFFLES_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A running child process, leader of its own group. Killed with the group when dropped.
+#[derive(Debug)]
+pub struct Program {
+    name: String,
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    stderr: PathBuf,
+    guarded: Option<Guarded>,
+}
+
+impl Program {
+    /// Starts `command` with its standard error appended to the file `stderr`.
+    pub fn spawn(name: &str, mut command: Command, stderr: PathBuf) -> Self {
+        let log =
+            std::fs::File::options().create(true).append(true).open(&stderr).expect("the log can be written");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|err| panic!("{name} cannot be started: {err}"));
+        let guarded = child.id().map(Guarded::group);
+        let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        Self { name: name.to_owned(), child, stdout, stderr, guarded }
+    }
+
+    /// The next line of its standard output, as JSON.
+    pub async fn announced<T: DeserializeOwned>(&mut self, limit: Duration) -> T {
+        let line = self.line(limit).await;
+        serde_json::from_str(&line)
+            .unwrap_or_else(|err| panic!("{} announced something else ({err}): {line}", self.name))
+    }
+
+    /// The next line of its standard output.
+    pub async fn line(&mut self, limit: Duration) -> String {
+        let mut line = String::new();
+        let read = tokio::time::timeout(limit, self.stdout.read_line(&mut line)).await;
+        match read {
+            Ok(Ok(1..)) => {}
+            Ok(Ok(0)) => {
+                let status = tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await;
+                panic!("{} ended before it was ready: {status:?}\n{}", self.name, self.log_tail())
+            }
+            Ok(Err(err)) => panic!("{} cannot be read: {err}", self.name),
+            Err(_) => panic!("{} was not ready within {limit:?}\n{}", self.name, self.log_tail()),
+        }
+        line
+    }
+
+    /// What else it wrote to its standard output, once it has ended.
+    pub async fn rest_of_stdout(&mut self) -> String {
+        let mut rest = String::new();
+        tokio::time::timeout(PATIENCE, self.stdout.read_to_string(&mut rest))
+            .await
+            .expect("its output ends")
+            .expect("its output is text");
+        rest
+    }
+
+    /// Its process id; 0 after its end.
+    pub fn pid(&self) -> u32 {
+        self.child.id().unwrap_or(0)
+    }
+
+    /// Everything it logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.stderr).unwrap_or_default()
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends a signal to the process alone.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.raw_pid() {
+            kill_process(pid, signal).ok();
+        }
+    }
+
+    /// Kills it and its children, and waits for its end.
+    pub async fn kill9(&mut self) {
+        if let Some(pid) = self.raw_pid() {
+            kill_process_group(pid, Signal::KILL).ok();
+        }
+        self.wait(PATIENCE).await;
+    }
+
+    /// Asks it to end (SIGTERM) and says how it did.
+    pub async fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait(PATIENCE * 2).await
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let Ok(status) = tokio::time::timeout(limit, self.child.wait()).await else {
+            panic!("{} did not end within {limit:?}\n{}", self.name, self.log_tail())
+        };
+        self.guarded = None;
+        status.expect("a child can be waited for")
+    }
+
+    fn raw_pid(&self) -> Option<Pid> {
+        self.child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw)
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let shown = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
+        format!("--- last lines of {} ---\n{shown}\n---", self.name)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if let Some(pid) = self.raw_pid() {
+            kill_process_group(pid, Signal::KILL).ok();
+            // Its directory is removed next, so it must write no more. A killed process ends at once.
+            for _ in 0..1000 {
+                if !matches!(self.child.try_wait(), Ok(None)) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        if std::thread::panicking() {
+            eprintln!("{}", self.log_tail());
+        }
+    }
+}
+
+/// What a control plane is started with.
+#[derive(Debug, Clone, Default)]
+pub struct ControlPlaneOptions {
+    /// None: SQLite in its data directory.
+    pub database_url: Option<String>,
+    pub redis_url: Option<String>,
+    /// More flags.
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    /// The core it is bound to.
+    pub cpu: Option<usize>,
+}
+
+/// What a control plane says when it is ready.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ControlPlaneAnnounced {
+    pub http: SocketAddr,
+    pub grpc: SocketAddr,
+    pub admin: SocketAddr,
+    pub bootstrap: Option<Bootstrap>,
+}
+
+/// The account of a first start.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Bootstrap {
+    pub email: String,
+    pub password: String,
+}
+
+/// A running `waffles-control-plane`.
+#[derive(Debug)]
+pub struct ControlPlane {
+    pub program: Program,
+    pub http: SocketAddr,
+    pub grpc: SocketAddr,
+    pub admin: SocketAddr,
+    /// There on the first start with a database.
+    pub bootstrap: Option<Bootstrap>,
+    options: ControlPlaneOptions,
+    dir: Dir,
+}
+
+impl ControlPlane {
+    /// Starts one and waits until it is ready.
+    pub async fn start(options: ControlPlaneOptions) -> Self {
+        let dir = Dir::new("waffles-cp-");
+        let any = ["127.0.0.1:0"; 3].map(str::to_owned);
+        let (program, announced) = Self::launch(&options, dir.path(), any).await;
+        let ControlPlaneAnnounced { http, grpc, admin, bootstrap } = announced;
+        Self { program, http, grpc, admin, bootstrap, options, dir }
+    }
+
+    /// The file with the secret that proxies present.
+    pub fn proxy_token_file(&self) -> PathBuf {
+        self.dir.path().join("proxy.token")
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn http_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.http)
+    }
+
+    pub fn grpc_url(&self) -> String {
+        format!("http://{}", self.grpc)
+    }
+
+    /// Kills it as a crash would.
+    pub async fn kill9(&mut self) {
+        self.program.kill9().await;
+    }
+
+    /// Asks it to end and says how it did.
+    pub async fn stop(&mut self) -> ExitStatus {
+        self.program.stop().await
+    }
+
+    /// Starts it again on the same data and ports; kills it first where it runs.
+    pub async fn restart(&mut self) {
+        if self.program.is_running() {
+            self.kill9().await;
+        }
+        let same = [self.http, self.grpc, self.admin].map(|addr| addr.to_string());
+        let (program, announced) = Self::launch(&self.options, self.dir.path(), same).await;
+        self.program = program;
+        assert!(announced.bootstrap.is_none(), "a second start makes no account");
+    }
+
+    async fn launch(
+        options: &ControlPlaneOptions,
+        dir: &Path,
+        [http, grpc, admin]: [String; 3],
+    ) -> (Program, ControlPlaneAnnounced) {
+        let mut command = command("waffles-control-plane", options.cpu);
+        command.arg("--announce").arg("--data-dir").arg(dir);
+        command.args(["--http-addr", &http, "--grpc-addr", &grpc, "--admin-addr", &admin]);
+        if let Some(url) = &options.database_url {
+            command.args(["--database-url", url]);
+        }
+        if let Some(url) = &options.redis_url {
+            command.args(["--redis-url", url]);
+        }
+        command.args(&options.args).envs(options.env.iter().map(|(name, value)| (name, value)));
+        let mut program = Program::spawn("waffles-control-plane", command, dir.join("stderr.log"));
+        let announced = program.announced(PATIENCE).await;
+        (program, announced)
+    }
+}
+
+/// What a proxy is started with.
+#[derive(Debug, Clone)]
+pub struct DataPlaneOptions {
+    /// None: the host's name.
+    pub name: Option<String>,
+    /// None: `default`.
+    pub group: Option<String>,
+    pub workers: usize,
+    /// More flags.
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    /// The core it is bound to.
+    pub cpu: Option<usize>,
+}
+
+impl Default for DataPlaneOptions {
+    fn default() -> Self {
+        Self { name: None, group: None, workers: 1, args: Vec::new(), env: Vec::new(), cpu: None }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct DataPlaneAnnounced {
+    mcp: SocketAddr,
+    admin: SocketAddr,
+    proxy_id: String,
+}
+
+/// A running `waffles-data-plane`.
+#[derive(Debug)]
+pub struct DataPlane {
+    pub program: Program,
+    pub mcp: SocketAddr,
+    pub admin: SocketAddr,
+    pub proxy_id: String,
+    control_plane: String,
+    token_file: PathBuf,
+    options: DataPlaneOptions,
+    dir: Dir,
+}
+
+impl DataPlane {
+    /// Starts one of this control plane; it may not be ready yet.
+    pub async fn start(control_plane: &ControlPlane, options: DataPlaneOptions) -> Self {
+        Self::start_at(control_plane.grpc_url(), control_plane.proxy_token_file(), options).await
+    }
+
+    /// Starts one of the control plane at this address.
+    pub async fn start_at(control_plane: String, token_file: PathBuf, options: DataPlaneOptions) -> Self {
+        let dir = Dir::new("waffles-dp-");
+        let any = ["127.0.0.1:0"; 2].map(str::to_owned);
+        let (program, announced) = Self::launch(&options, dir.path(), &control_plane, &token_file, any).await;
+        let DataPlaneAnnounced { mcp, admin, proxy_id } = announced;
+        Self { program, mcp, admin, proxy_id, control_plane, token_file, options, dir }
+    }
+
+    /// Waits until it says that it can serve.
+    pub async fn ready(&mut self) {
+        self.ready_within(PATIENCE).await;
+    }
+
+    /// Waits until it says that it can serve, for no longer than `limit`.
+    pub async fn ready_within(&mut self, limit: Duration) {
+        assert!(self.program.is_running(), "the proxy has ended\n{}", self.program.log_tail());
+        let url = self.admin_url("/ready");
+        let client = http_client();
+        eventually(limit, || async {
+            let answer = client.get(&url).send().await?;
+            anyhow::ensure!(answer.status().is_success(), "not ready: {}", answer.text().await?);
+            Ok(())
+        })
+        .await;
+    }
+
+    /// The MCP endpoint of one server.
+    pub fn server_url(&self, server: &str) -> String {
+        format!("http://{}/mcp/servers/{server}", self.mcp)
+    }
+
+    pub fn admin_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.admin)
+    }
+
+    /// Its metrics as text.
+    pub async fn metrics(&self) -> String {
+        let answer =
+            http_client().get(self.admin_url("/metrics")).send().await.expect("the admin port answers");
+        answer.text().await.expect("metrics are text")
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Kills it as a crash would.
+    pub async fn kill9(&mut self) {
+        self.program.kill9().await;
+    }
+
+    /// Asks it to end and says how it did.
+    pub async fn stop(&mut self) -> ExitStatus {
+        self.program.stop().await
+    }
+
+    /// Starts it again on the same data and ports; kills it first where it runs. It may not be ready yet.
+    pub async fn restart(&mut self) {
+        if self.program.is_running() {
+            self.kill9().await;
+        }
+        let same = [self.mcp, self.admin].map(|addr| addr.to_string());
+        let (program, announced) =
+            Self::launch(&self.options, self.dir.path(), &self.control_plane, &self.token_file, same).await;
+        self.program = program;
+        assert_eq!(announced.proxy_id, self.proxy_id, "a proxy keeps its id");
+    }
+
+    async fn launch(
+        options: &DataPlaneOptions,
+        dir: &Path,
+        control_plane: &str,
+        token_file: &Path,
+        [mcp, admin]: [String; 2],
+    ) -> (Program, DataPlaneAnnounced) {
+        let mut command = command("waffles-data-plane", options.cpu);
+        command.args([
+            "--announce",
+            "--control-plane",
+            control_plane,
+            "--mcp-addr",
+            &mcp,
+            "--admin-addr",
+            &admin,
+        ]);
+        command.args([
+            OsString::from("--data-dir"),
+            dir.into(),
+            "--proxy-token-file".into(),
+            token_file.into(),
+        ]);
+        command.args(["--workers", &options.workers.to_string(), "--allow-private-upstreams=true"]);
+        if let Some(name) = &options.name {
+            command.args(["--name", name]);
+        }
+        if let Some(group) = &options.group {
+            command.args(["--group", group]);
+        }
+        command.args(&options.args).envs(options.env.iter().map(|(name, value)| (name, value)));
+        let mut program = Program::spawn("waffles-data-plane", command, dir.join("stderr.log"));
+        let announced = program.announced(PATIENCE).await;
+        (program, announced)
+    }
+}
+
+/// The demo MCP server (`wafflectl demo-server`): tools, resources, prompts, both eras.
+#[derive(Debug)]
+pub struct DemoServer {
+    pub program: Program,
+    /// Its MCP endpoint.
+    pub url: String,
+    _dir: Dir,
+}
+
+impl DemoServer {
+    /// Starts one.
+    pub async fn start() -> Self {
+        let dir = Dir::new("waffles-demo-");
+        let mut command = command("wafflectl", None);
+        command.args(["demo-server", "--addr", "127.0.0.1:0"]);
+        let mut program = Program::spawn("wafflectl demo-server", command, dir.path().join("stderr.log"));
+        // It says where it serves, as JSON or not.
+        let line = program.line(PATIENCE).await;
+        let start = line.find("http://").unwrap_or_else(|| panic!("the demo server says no URL: {line}"));
+        let url = line[start..].split(['"', ' ', '\n']).next().expect("a split has a first part").to_owned();
+        Self { program, url, _dir: dir }
+    }
+}
+
+/// A client for plain requests, with an end to each.
+pub fn http_client() -> reqwest::Client {
+    // Fails where another test of this process was first.
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().expect("a client can be made")
+}
