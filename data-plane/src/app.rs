@@ -1,0 +1,353 @@
+//! Puts the proxy together: `build` opens every socket, `run` serves until a signal and drains.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::json;
+use tokio_rustls::TlsAcceptor;
+use uuid::Uuid;
+use waffles_core::snapshot::Snapshot;
+use waffles_proto::audit::v1::Health;
+use waffles_runtime::admin::{self, Admin, Gates};
+use waffles_runtime::drain::{self, Drain, Outcome, Signals, Trigger};
+use waffles_runtime::outbound::OutboundPolicy;
+use waffles_runtime::task::{self, Driver, Supervisor, Tasks};
+use waffles_runtime::tls::{ServerPaths, ServerTls};
+use waffles_runtime::{listen, telemetry};
+
+use crate::audit::uplink::{self, Uplink};
+use crate::audit::{Trail, spool};
+use crate::authn::Authenticator;
+use crate::config::Config;
+use crate::discovery::{self, Status};
+use crate::gateway::Gateway;
+use crate::link::Link;
+use crate::listener::{Caps, Listener};
+use crate::metrics::Metrics;
+use crate::record::Desk;
+use crate::server::{Hosts, Server};
+use crate::state::{Current, Disk, proxy_id};
+use crate::upstream::Upstream;
+
+/// How often idle connections to servers are closed.
+const SWEEP: Duration = Duration::from_secs(2);
+/// How often certificate files are looked at.
+const TLS_RELOAD: Duration = Duration::from_secs(5);
+/// How often gauges are brought up to date.
+const GAUGES: Duration = Duration::from_secs(1);
+
+/// A proxy whose sockets are open and that serves nothing yet.
+pub struct Bound {
+    /// Where MCP clients connect.
+    pub mcp_addr: SocketAddr,
+    /// Where operators look.
+    pub admin_addr: SocketAddr,
+    /// Who this proxy is.
+    pub proxy_id: Uuid,
+    config: Config,
+    sockets: Vec<std::net::TcpListener>,
+    admin: admin::Bound,
+    worker: Worker,
+    tls: Option<ServerTls>,
+    tasks: Tasks,
+    uplink: Uplink,
+    status: Arc<Status>,
+    gates: Gates,
+    signals: Signals,
+    trigger: Trigger,
+    drain: Drain,
+}
+
+/// What a worker thread is made of; cloned for each.
+#[derive(Clone)]
+struct Worker {
+    current: Arc<Current>,
+    authenticator: Arc<Authenticator>,
+    desk: Arc<Desk>,
+    outbound: OutboundPolicy,
+    hosts: Hosts,
+    gates: Gates,
+    tls: Option<TlsAcceptor>,
+    caps: Arc<Caps>,
+    drain: Drain,
+}
+
+/// Reads what is on disk and opens every socket.
+pub async fn build(config: Config) -> anyhow::Result<Bound> {
+    let signals = Signals::listen().context("cannot listen to signals")?;
+    let proxy_id = proxy_id(&config.data_dir)?;
+    let disk = Disk::open(&config.data_dir)?;
+    let limits = spool::Limits { disk: config.spool_max_bytes, ..spool::Limits::default() };
+    let trail = Trail::open(&config.data_dir.join("spool"), limits)?;
+    let gates = Gates::new();
+    let snapshot_gate = gates.gate("snapshot");
+    let last = disk.load().unwrap_or_default();
+    if last.is_usable() {
+        tracing::info!(revision = last.revision, "starting with the configuration from disk");
+    }
+    let current = Arc::new(Current::new(last));
+
+    let registry = telemetry::Metrics::new();
+    let metrics = Metrics::new(&registry);
+    let (trigger, drain) = drain::channel(config.grace());
+    let tls = match (&config.tls_cert, &config.tls_key) {
+        (Some(chain), Some(key)) => {
+            Some(ServerTls::load(ServerPaths { chain: chain.clone(), key: key.clone() })?)
+        }
+        _ => None,
+    };
+    let sockets = listen::bind_many(config.mcp_addr, config.worker_count())
+        .with_context(|| format!("cannot listen on {} for MCP", config.mcp_addr))?;
+    let mcp_addr = sockets.first().context("there is at least one worker")?.local_addr()?;
+
+    let desk = Arc::new(Desk { trail, metrics, proxy_id, no_server: "".into() });
+    let link =
+        Link { control_plane: config.control_plane.clone(), token_file: config.proxy_token_file.clone() };
+    let follows = discovery::Config {
+        link: link.clone(),
+        proxy_id,
+        name: config.name.clone().unwrap_or_else(host_name),
+        group: config.group.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let status = discovery::spawn(follows, Arc::clone(&current), disk, snapshot_gate, drain.clone());
+    let sends = uplink::Config { link, proxy_id };
+    let uplink =
+        uplink::spawn(sends, &desk.trail, health(Arc::clone(&current), Arc::clone(&desk)), drain.clone());
+    let tasks = Tasks::new();
+    let admin = Admin::new(gates.clone(), registry, tasks.clone())
+        .config(config.effective())
+        .detail({
+            let status = Arc::clone(&status);
+            move || status.report()
+        })
+        .route("/snapshot", {
+            let current = Arc::clone(&current);
+            move || describe(&current.load())
+        })
+        .route("/audit", {
+            let desk = Arc::clone(&desk);
+            move || desk.trail.report()
+        })
+        .route("/uplink", uplink.reporter())
+        .bind(config.admin_addr)
+        .with_context(|| format!("cannot listen on {} for the admin port", config.admin_addr))?;
+    let worker = Worker {
+        current,
+        authenticator: Arc::new(Authenticator::default()),
+        desk,
+        outbound: OutboundPolicy {
+            allow_private: config.allow_private_upstreams,
+            ..OutboundPolicy::default()
+        },
+        hosts: Hosts {
+            names: config.public_host.iter().map(|host| host.to_ascii_lowercase()).collect(),
+            loopback: mcp_addr.ip().is_loopback(),
+        },
+        gates: gates.clone(),
+        tls: tls.as_ref().map(|tls| TlsAcceptor::from(tls.config())),
+        caps: Arc::new(Caps::new(config.max_connections, config.max_connections_per_address)),
+        drain: drain.clone(),
+    };
+    Ok(Bound {
+        mcp_addr,
+        admin_addr: admin.local_addr(),
+        proxy_id,
+        config,
+        sockets,
+        admin,
+        worker,
+        tls,
+        tasks,
+        uplink,
+        status,
+        gates,
+        signals,
+        trigger,
+        drain,
+    })
+}
+
+impl Bound {
+    /// Serves until a signal, then drains.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let Self { config, sockets, admin, worker, tls, tasks, uplink, status, gates, .. } = self;
+        let Self { mut signals, trigger, drain, .. } = self;
+        tracing::info!(
+            mcp.addr = %self.mcp_addr, admin.addr = %self.admin_addr, proxy.id = %self.proxy_id,
+            config = %config.effective(), "listening"
+        );
+        let supervisor = Supervisor::new();
+        let admin_drain = drain.clone();
+        supervisor.spawn("admin port", async move {
+            if let Err(error) = admin.serve(admin_drain).await {
+                tracing::error!(error = %telemetry::chain(&error), "the admin port failed");
+            }
+        });
+        if let Some(tls) = tls {
+            Driver::new(tls, TLS_RELOAD).spawn(&tasks, drain.clone());
+        }
+        let (current, desk) = (Arc::clone(&worker.current), Arc::clone(&worker.desk));
+        task::spawn("gauges", gauges(current, desk, status, drain.clone()));
+        let threads = worker.start(sockets)?;
+        if config.announce {
+            announce(&json!({"mcp": self.mcp_addr, "admin": self.admin_addr, "proxy_id": self.proxy_id}))?;
+        }
+
+        let failed = tokio::select! {
+            signal = signals.next() => {
+                tracing::info!(signal, "draining");
+                None
+            }
+            ended = supervisor.ended() => Some(ended),
+        };
+        gates.drain();
+        if failed.is_none() {
+            // A second signal cuts the linger short.
+            let linger = Duration::from_secs(config.linger);
+            tokio::select! {
+                () = tokio::time::sleep(linger) => {}
+                _ = signals.next() => {}
+            }
+        }
+        let outcome = trigger.drained_or_signal(&mut signals).await;
+        if let Outcome::Forced { held } = outcome {
+            tracing::warn!(held, "the grace period is over; some work was cut off");
+        }
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker thread had panicked");
+            }
+        }
+        // What was answered until now goes up, if the control plane takes it; the rest is on disk for the next start.
+        uplink.ended().await;
+        match failed {
+            Some(ended) => Err(ended).context("a task that the proxy cannot do without has ended"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Worker {
+    /// Starts one thread for each socket: a runtime of its own, an accept loop, and connections to servers that no
+    /// other thread touches.
+    fn start(self, sockets: Vec<std::net::TcpListener>) -> anyhow::Result<Vec<thread::JoinHandle<()>>> {
+        let mut threads = Vec::with_capacity(sockets.len());
+        for (i, socket) in sockets.into_iter().enumerate() {
+            let worker = self.clone();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let thread = thread::Builder::new().name(format!("worker {i}")).spawn(move || {
+                runtime.block_on(async move {
+                    if let Err(error) = worker.serve(socket).await {
+                        tracing::error!(error = %telemetry::chain(&error), "a worker thread cannot accept");
+                    }
+                });
+            })?;
+            threads.push(thread);
+        }
+        Ok(threads)
+    }
+
+    async fn serve(self, socket: std::net::TcpListener) -> std::io::Result<()> {
+        let upstream = Upstream::new(self.outbound);
+        let sweeper = sweep(upstream.clone(), Arc::clone(&self.current));
+        let metrics = self.desk.metrics.clone();
+        let gateway = Gateway {
+            current: self.current,
+            authenticator: self.authenticator,
+            upstream,
+            desk: self.desk,
+            drain: self.drain.clone(),
+        };
+        let listener = Listener {
+            socket: listen::adopt(socket)?,
+            tls: self.tls,
+            caps: self.caps,
+            metrics,
+            server: Arc::new(Server { gateway, hosts: self.hosts, gates: self.gates }),
+        };
+        let sweeper = task::spawn("sweep connections", sweeper);
+        listener.run(self.drain.clone()).await;
+        // The connections live on this runtime, so it stays until they are done or cut off.
+        self.drain.ended().await;
+        sweeper.abort();
+        Ok(())
+    }
+}
+
+/// How this proxy says it is.
+fn health(current: Arc<Current>, desk: Arc<Desk>) -> impl Fn() -> Health + Send + Sync + 'static {
+    let started = tokio::time::Instant::now();
+    move || Health {
+        revision: current.load().revision,
+        open_streams: u64::try_from(desk.metrics.open_streams.get()).unwrap_or(0),
+        spool_depth: desk.trail.depth(),
+        uptime_seconds: started.elapsed().as_secs(),
+        exchanges: desk.metrics.served.get(),
+    }
+}
+
+async fn sweep(upstream: Upstream, current: Arc<Current>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        upstream.pool().sweep(&current.load());
+    }
+}
+
+async fn gauges(current: Arc<Current>, desk: Arc<Desk>, status: Arc<Status>, drain: Drain) {
+    let metrics = &desk.metrics;
+    loop {
+        metrics.revision.set(i64::try_from(current.load().revision).unwrap_or(i64::MAX));
+        // -1: not heard since the start.
+        let age = status.age().map_or(-1, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
+        metrics.config_age.set(age);
+        metrics.connected.set(status.is_connected().into());
+        metrics.spool_depth.set(i64::try_from(desk.trail.depth()).unwrap_or(i64::MAX));
+        metrics.lost_records.set(i64::try_from(desk.trail.lost()).unwrap_or(i64::MAX));
+        tokio::select! {
+            () = drain.ended() => return,
+            () = tokio::time::sleep(GAUGES) => {}
+        }
+    }
+}
+
+/// The snapshot for operators: names and numbers, no secret.
+fn describe(snapshot: &Snapshot) -> serde_json::Value {
+    let servers: Vec<_> = snapshot
+        .servers()
+        .map(|entry| {
+            let server = &entry.server;
+            json!({
+                "tenant": server.tenant, "name": server.spec.name, "id": server.id,
+                "enabled": server.enabled, "version": server.version,
+            })
+        })
+        .collect();
+    let refused: Vec<_> =
+        snapshot.refused.iter().map(|key| json!({"kind": key.kind.as_str(), "id": key.id})).collect();
+    let counts: serde_json::Map<_, _> =
+        snapshot.counts().into_iter().map(|(kind, count)| (kind.to_owned(), count.into())).collect();
+    json!({
+        "lineage": snapshot.lineage, "revision": snapshot.revision, "counts": counts,
+        "servers": servers, "refused": refused,
+    })
+}
+
+/// The one line that a program which started us waits for.
+fn announce(line: &serde_json::Value) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{line}")?;
+    stdout.flush()
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "proxy".to_owned())
+}

@@ -1,0 +1,201 @@
+//! Who is asking: an API key or the control plane's own access token, checked against the snapshot alone. Cheap
+//! checks come first, and a token's verdict is remembered by the hash of the whole token.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::{DateTime, Utc};
+use http::{HeaderMap, header};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use moka::sync::Cache;
+use waffles_core::credential::{ApiKey, Claims, key_id};
+use waffles_core::policy::Caller;
+use waffles_core::principal::Principal;
+use waffles_core::snapshot::{Settings, Snapshot};
+use waffles_mcp::headers::{X_API_KEY, singleton};
+
+use crate::reject::Reject;
+
+/// Longer tokens are not ours.
+const MAX_TOKEN: usize = 16 * 1024;
+const REMEMBERED: u64 = 10_000;
+
+/// A principal and the credential that was shown.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    principal: Arc<Principal>,
+    shown: Shown,
+    address: IpAddr,
+}
+
+#[derive(Debug, Clone)]
+enum Shown {
+    Key(Arc<ApiKey>),
+    Token { kid: Arc<str>, issued_at: i64, expires_at: i64 },
+}
+
+impl Identity {
+    /// The principal.
+    pub fn principal(&self) -> &Arc<Principal> {
+        &self.principal
+    }
+
+    /// The API key; none for a token.
+    pub fn key(&self) -> Option<&Arc<ApiKey>> {
+        match &self.shown {
+            Shown::Key(key) => Some(key),
+            Shown::Token { .. } => None,
+        }
+    }
+
+    /// As the policy wants it.
+    pub fn caller(&self) -> Caller<'_> {
+        Caller { principal: &self.principal, key: self.key().map(Arc::as_ref), address: Some(self.address) }
+    }
+
+    /// The same identity under a newer configuration; none when it is good no more.
+    pub fn renew(&self, snapshot: &Snapshot) -> Option<Self> {
+        let principal = Arc::clone(snapshot.principal(&self.principal.id)?);
+        let shown = match &self.shown {
+            Shown::Key(key) => Shown::Key(Arc::clone(snapshot.key_by_id(&key.id)?)),
+            Shown::Token { kid, .. } => snapshot.token_key(kid).map(|_| self.shown.clone())?,
+        };
+        let renewed = Self { principal, shown, address: self.address };
+        renewed.is_current(Utc::now()).then_some(renewed)
+    }
+
+    fn is_current(&self, now: DateTime<Utc>) -> bool {
+        let token_good = match &self.shown {
+            Shown::Key(_) => true,
+            Shown::Token { issued_at, expires_at, .. } => {
+                let not_before = self.principal.tokens_not_before.map_or(i64::MIN, |at| at.timestamp());
+                now.timestamp() < *expires_at && *issued_at >= not_before
+            }
+        };
+        token_good && self.caller().is_current(now)
+    }
+}
+
+/// Checks credentials.
+pub struct Authenticator {
+    verified: Cache<[u8; 32], Arc<(String, Claims)>>,
+}
+
+impl Default for Authenticator {
+    fn default() -> Self {
+        Self { verified: Cache::new(REMEMBERED) }
+    }
+}
+
+impl Authenticator {
+    /// Who is asking. The reason of a refusal is for the audit trail; clients see one and the same message.
+    pub fn authenticate(
+        &self,
+        snapshot: &Snapshot,
+        headers: &HeaderMap,
+        address: IpAddr,
+    ) -> Result<Identity, Reject> {
+        let settings = snapshot.settings().ok_or(Reject::NotReady)?;
+        let credential = presented(headers)?;
+        let identity = if let Some(id) = key_id(credential) {
+            self.by_key(snapshot, settings, credential, id, address)?
+        } else {
+            self.by_token(snapshot, settings, credential, address)?
+        };
+        if identity.is_current(Utc::now()) {
+            Ok(identity)
+        } else {
+            Err(Reject::Unauthenticated("credential_not_current"))
+        }
+    }
+
+    fn by_key(
+        &self,
+        snapshot: &Snapshot,
+        settings: &Settings,
+        text: &str,
+        id: &str,
+        address: IpAddr,
+    ) -> Result<Identity, Reject> {
+        // Found by hash equality: no branch depends on how much of a secret was right.
+        let key = snapshot.key(&settings.pepper.hash(text)).ok_or(Reject::Unauthenticated("unknown_key"))?;
+        if key.id != id {
+            return Err(Reject::Unauthenticated("unknown_key"));
+        }
+        let principal = snapshot.principal(&key.owner).ok_or(Reject::Unauthenticated("unknown_principal"))?;
+        Ok(Identity { principal: Arc::clone(principal), shown: Shown::Key(Arc::clone(key)), address })
+    }
+
+    fn by_token(
+        &self,
+        snapshot: &Snapshot,
+        settings: &Settings,
+        token: &str,
+        address: IpAddr,
+    ) -> Result<Identity, Reject> {
+        if token.len() > MAX_TOKEN || token.bytes().filter(|b| *b == b'.').count() != 2 {
+            return Err(Reject::Unauthenticated("malformed_credential"));
+        }
+        let verified = self.verify(snapshot, settings, token)?;
+        let (kid, claims) = &*verified;
+        let principal =
+            snapshot.principal(&claims.sub).ok_or(Reject::Unauthenticated("unknown_principal"))?;
+        if principal.tenant != claims.tenant {
+            return Err(Reject::Unauthenticated("foreign_tenant"));
+        }
+        let shown = Shown::Token { kid: kid.as_str().into(), issued_at: claims.iat, expires_at: claims.exp };
+        Ok(Identity { principal: Arc::clone(principal), shown, address })
+    }
+
+    fn verify(
+        &self,
+        snapshot: &Snapshot,
+        settings: &Settings,
+        token: &str,
+    ) -> Result<Arc<(String, Claims)>, Reject> {
+        let refused = || Reject::Unauthenticated("invalid_token");
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
+        if let Some(verified) = self.verified.get(&hash) {
+            // A key that was taken away takes its tokens with it.
+            return snapshot.token_key(&verified.0).map(|_| verified).ok_or_else(refused);
+        }
+        let kid =
+            jsonwebtoken::decode_header(token).ok().and_then(|header| header.kid).ok_or_else(refused)?;
+        let key = snapshot.token_key(&kid).ok_or_else(refused)?;
+        let key = DecodingKey::from_ed_components(&URL_SAFE_NO_PAD.encode(key.public_key))
+            .map_err(|_| refused())?;
+        let mut validation = Validation::new(Algorithm::EdDSA);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        validation.set_issuer(&[&settings.token_issuer]);
+        validation.set_audience(&[&settings.token_audience]);
+        validation.leeway = 30;
+        let claims = jsonwebtoken::decode::<Claims>(token, &key, &validation).map_err(|_| refused())?.claims;
+        let verified = Arc::new((kid, claims));
+        self.verified.insert(hash, Arc::clone(&verified));
+        Ok(verified)
+    }
+}
+
+/// The one credential of a request.
+fn presented(headers: &HeaderMap) -> Result<&str, Reject> {
+    let bearer = match singleton(headers, &header::AUTHORIZATION)? {
+        None => None,
+        Some(value) => {
+            let (scheme, token) =
+                value.split_once(' ').ok_or(Reject::Unauthenticated("malformed_credential"))?;
+            if !scheme.eq_ignore_ascii_case("bearer") {
+                return Err(Reject::Unauthenticated("unsupported_scheme"));
+            }
+            Some(token.trim_matches(' '))
+        }
+    };
+    match (bearer, singleton(headers, &X_API_KEY)?) {
+        (Some(_), Some(_)) => Err(Reject::Unauthenticated("two_credentials")),
+        (Some(credential), None) | (None, Some(credential)) => Ok(credential),
+        (None, None) => Err(Reject::Unauthenticated("no_credential")),
+    }
+}

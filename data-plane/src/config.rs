@@ -1,0 +1,137 @@
+//! The flags and environment of the proxy, and nothing else: everything about servers and people comes from the
+//! control plane.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser};
+use serde_json::{Value, json};
+use waffles_runtime::telemetry::{LogConfig, LogFormat};
+
+/// The Waffles proxy: one MCP door to all registered servers.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "waffles-data-plane", version)]
+pub struct Config {
+    /// gRPC address of the control plane
+    #[arg(long, env = "WAFFLES_CONTROL_PLANE", default_value = "http://127.0.0.1:8082")]
+    pub control_plane: String,
+
+    /// File with the token that proxies present to the control plane (`wfp_…`)
+    #[arg(long, env = "WAFFLES_PROXY_TOKEN_FILE", default_value = "./waffles-data/proxy.token")]
+    pub proxy_token_file: PathBuf,
+
+    /// Where the last good configuration and the audit spool are kept
+    #[arg(long, env = "WAFFLES_DATA_DIR", default_value = "./waffles-data/proxy")]
+    pub data_dir: PathBuf,
+
+    /// Name of this proxy; the host's by default
+    #[arg(long, env = "WAFFLES_PROXY_NAME")]
+    pub name: Option<String>,
+
+    /// Group of this proxy, such as a cluster or region
+    #[arg(long, env = "WAFFLES_PROXY_GROUP", default_value = "default")]
+    pub group: String,
+
+    /// Address for MCP clients; port 0 means any free one
+    #[arg(long, env = "WAFFLES_MCP_ADDR", default_value = "127.0.0.1:8080")]
+    pub mcp_addr: SocketAddr,
+
+    /// Address of the admin port
+    #[arg(long, env = "WAFFLES_ADMIN_ADDR", default_value = "127.0.0.1:9080")]
+    pub admin_addr: SocketAddr,
+
+    /// Threads that serve calls; one for each core by default
+    #[arg(long, env = "WAFFLES_WORKERS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub workers: Option<u16>,
+
+    /// Certificate chain (PEM) for the MCP door; read again when it changes
+    #[arg(long, env = "WAFFLES_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Private key (PEM) of the certificate
+    #[arg(long, env = "WAFFLES_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
+    /// A host name that clients reach this proxy by; may be given several times
+    #[arg(long, env = "WAFFLES_PUBLIC_HOST", value_delimiter = ',')]
+    pub public_host: Vec<String>,
+
+    /// Let registered servers have loopback and private addresses
+    #[arg(long, env = "WAFFLES_ALLOW_PRIVATE_UPSTREAMS", num_args = 0..=1, default_value_t = false,
+          default_missing_value = "true", action = ArgAction::Set)]
+    pub allow_private_upstreams: bool,
+
+    /// Most client connections
+    #[arg(long, env = "WAFFLES_MAX_CONNECTIONS", default_value_t = 20_000)]
+    pub max_connections: usize,
+
+    /// Most client connections from one address
+    #[arg(long, env = "WAFFLES_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 10_000)]
+    pub max_connections_per_address: usize,
+
+    /// Most bytes of the audit spool on disk
+    #[arg(long, env = "WAFFLES_SPOOL_MAX_BYTES", default_value_t = 1 << 30)]
+    pub spool_max_bytes: u64,
+
+    /// Seconds that running calls may take after SIGTERM
+    #[arg(long, env = "WAFFLES_GRACE", default_value_t = 30)]
+    pub grace: u64,
+
+    /// Seconds after SIGTERM in which new calls are still taken, for load balancers to notice
+    #[arg(long, env = "WAFFLES_LINGER", default_value_t = 0)]
+    pub linger: u64,
+
+    /// Format of the log on stderr: json or text
+    #[arg(long, env = "WAFFLES_LOG_FORMAT", default_value = "json")]
+    pub log_format: LogFormat,
+
+    /// What is logged, such as `info` or `waffles_data_plane=debug`
+    #[arg(long, env = "WAFFLES_LOG", default_value = "info")]
+    pub log: String,
+
+    /// Print one JSON line with the real addresses on stdout when the sockets are open
+    #[arg(long, env = "WAFFLES_ANNOUNCE", num_args = 0..=1, default_value_t = false,
+          default_missing_value = "true", action = ArgAction::Set)]
+    pub announce: bool,
+}
+
+impl Config {
+    /// How to log.
+    pub fn log(&self) -> LogConfig {
+        LogConfig { format: self.log_format, filter: self.log.clone() }
+    }
+
+    /// The grace period.
+    pub fn grace(&self) -> Duration {
+        Duration::from_secs(self.grace)
+    }
+
+    /// How many threads serve calls.
+    pub fn worker_count(&self) -> usize {
+        self.workers.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+    }
+
+    /// What is in force, for the log and the admin port. Holds no secret: those are in files.
+    pub fn effective(&self) -> Value {
+        json!({
+            "control_plane": self.control_plane,
+            "proxy_token_file": self.proxy_token_file,
+            "data_dir": self.data_dir,
+            "name": self.name,
+            "group": self.group,
+            "mcp_addr": self.mcp_addr,
+            "admin_addr": self.admin_addr,
+            "workers": self.worker_count(),
+            "tls_cert": self.tls_cert,
+            "public_host": self.public_host,
+            "allow_private_upstreams": self.allow_private_upstreams,
+            "max_connections": self.max_connections,
+            "max_connections_per_address": self.max_connections_per_address,
+            "spool_max_bytes": self.spool_max_bytes,
+            "grace_seconds": self.grace,
+            "linger_seconds": self.linger,
+            "log": self.log,
+        })
+    }
+}

@@ -1,0 +1,460 @@
+//! The request path: one client message, from bytes to bytes, through the steps in order. Only this file knows the
+//! order. `serve` is the frame round every exchange, whatever its end: it records and turns a refusal into an answer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use chrono::Utc;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method as HttpMethod, Request, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+use tokio::time::{Instant, timeout_at};
+use waffles_core::audit::Outcome;
+use waffles_core::snapshot::{ServerEntry, Snapshot};
+use waffles_mcp::headers::{
+    self, LAST_EVENT_ID, MCP_PARAM_PREFIX, MCP_PROTOCOL_VERSION, MCP_SESSION_ID, check_singletons, singleton,
+};
+use waffles_mcp::{Head, Id, Kind, Limits, Message, Method, Revision, head};
+use waffles_runtime::drain::Drain;
+
+use crate::authn::{Authenticator, Identity};
+use crate::listing;
+use crate::permit::Permit;
+use crate::record::{Desk, End, Record};
+use crate::reject::{Reject, UpstreamFault};
+use crate::session::Session;
+use crate::state::Current;
+use crate::stream::{Body, Purpose, Relay, Terms, end_of};
+use crate::upstream::{Answer, Outgoing, Upstream, collect};
+
+/// Most bytes of a client's message.
+const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+/// Most bytes of a server's answer.
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// Most bytes of an answer that is only a refusal.
+const MAX_REFUSAL: usize = 64 * 1024;
+/// A body may start slowly, and must then come at 1 KiB a second.
+const BODY_GRACE: Duration = Duration::from_secs(5);
+const BODY_RATE: u64 = 1024;
+
+/// Which door a message came through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Door {
+    /// The tenant that the path names; none means the caller's own.
+    pub tenant: Option<String>,
+    /// The server that the path names.
+    pub server: String,
+}
+
+/// What one thread serves with. The configuration, the audit spool and the counters are shared by all threads.
+pub struct Gateway {
+    /// The configuration in force.
+    pub current: Arc<Current>,
+    /// Checks credentials.
+    pub authenticator: Arc<Authenticator>,
+    /// The way to the servers.
+    pub upstream: Upstream,
+    /// Where finished records go.
+    pub desk: Arc<Desk>,
+    /// The process's end.
+    pub drain: Drain,
+}
+
+/// One client message and its answer, while it is handled.
+struct Exchange {
+    snapshot: Arc<Snapshot>,
+    peer: SocketAddr,
+    verb: HttpMethod,
+    record: Record,
+    /// What the answer must echo.
+    id: Option<Id>,
+    modern: bool,
+}
+
+/// A client's message, read once.
+struct Call {
+    message: Message,
+    /// None for an answer to the server's own request.
+    head: Option<Head>,
+}
+
+impl Gateway {
+    /// Serves one message, and sees to it that it is recorded and answered whatever happens.
+    pub async fn serve(&self, door: Door, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+        let snapshot = self.current.load();
+        let record = Record::open(Arc::clone(&self.desk), peer.ip(), snapshot.revision);
+        let mut exchange =
+            Exchange { snapshot, peer, verb: request.method().clone(), record, id: None, modern: false };
+        match self.handle(&mut exchange, &door, request).await {
+            Ok(response) => response,
+            Err(reject) => {
+                let response = reject.response(exchange.id.as_ref(), exchange.record.id());
+                exchange.record.refuse(&reject, response.status().as_u16());
+                response
+            }
+        }
+    }
+
+    /// One client message, from bytes to bytes.
+    async fn handle(
+        &self,
+        exchange: &mut Exchange,
+        door: &Door,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Reject> {
+        let (parts, body) = request.into_parts();
+        check_singletons(&parts.headers)?;
+        let identity = self.authenticate(exchange, &parts)?;
+        let call = decode(exchange, &parts, body).await?;
+        let head = call.as_ref().and_then(|call| call.head.as_ref());
+        let entry = resolve(exchange, door, &identity)?;
+        let permit = Permit::authorize(&identity, &entry, head)?;
+        exchange.record.note_rule(permit.rule());
+        let session = attach(exchange, &parts.headers, &permit, head)?;
+        let outgoing = translate(exchange, &parts, call.as_ref(), session.as_ref());
+        let answer = self.forward(exchange, &permit, outgoing, call.as_ref()).await?;
+        self.encode(exchange, permit, call, answer).await
+    }
+
+    /// Who asks. Comes before the body is read: a stranger shall not make us read megabytes.
+    fn authenticate(&self, exchange: &mut Exchange, parts: &Parts) -> Result<Identity, Reject> {
+        let address = exchange.peer.ip();
+        let identity = self.authenticator.authenticate(&exchange.snapshot, &parts.headers, address)?;
+        exchange.record.note_identity(&identity);
+        Ok(identity)
+    }
+
+    /// Sends the message to the server. Under `audit = strict` not before a record of it is sure to be kept.
+    async fn forward(
+        &self,
+        exchange: &mut Exchange,
+        permit: &Permit,
+        outgoing: Outgoing,
+        call: Option<&Call>,
+    ) -> Result<Answer, Reject> {
+        let entry = permit.entry();
+        self.desk.trail.admit(entry.server.spec.audit).map_err(|_| Reject::AuditUnavailable)?;
+        exchange.record.capture_request(entry, call.and_then(|call| call.message.params()).as_deref());
+        exchange.record.note_asked();
+        self.upstream.call(permit, outgoing).await
+    }
+
+    /// The server's answer, as the client gets it.
+    async fn encode(
+        &self,
+        exchange: &mut Exchange,
+        permit: Permit,
+        call: Option<Call>,
+        answer: Answer,
+    ) -> Result<Response<Body>, Reject> {
+        if !answer.status.is_success() {
+            return refusal(exchange, answer).await;
+        }
+        let mut response = Response::new(Body::Empty);
+        if let Some(id) = new_session(exchange, &permit, call.as_ref(), &answer)? {
+            response.headers_mut().insert(MCP_SESSION_ID, id);
+        }
+        let is_stream = content_type(&answer.headers) == "text/event-stream";
+        match call {
+            None if exchange.verb == HttpMethod::DELETE => Ok(empty(exchange, response, answer.status)),
+            // To a notification, or to a client's own answer, there is nothing to say.
+            Some(_) if exchange.id.is_none() => Ok(empty(exchange, response, StatusCode::ACCEPTED)),
+            call if is_stream => Ok(self.relay(exchange, response, permit, call, answer)),
+            Some(call) if content_type(&answer.headers) == "application/json" => {
+                whole(exchange, response, &permit, &call, answer).await
+            }
+            _ => Err(Reject::upstream(UpstreamFault::BadAnswer, true)),
+        }
+    }
+
+    /// An event stream: the record goes with it, and is finished before its last event.
+    fn relay(
+        &self,
+        exchange: &mut Exchange,
+        mut response: Response<Body>,
+        permit: Permit,
+        call: Option<Call>,
+        answer: Answer,
+    ) -> Response<Body> {
+        let method = call.and_then(|call| call.head).map(|head| head.method);
+        let purpose = match (exchange.id.take(), method) {
+            (Some(id), Some(method)) if method != Method::SubscriptionsListen => Purpose::Answer(id, method),
+            (id, _) => Purpose::Listen(id),
+        };
+        let terms = Terms {
+            purpose,
+            modern: exchange.modern,
+            permit,
+            record: exchange.record.hand_over(),
+            current: Arc::clone(&self.current),
+            drain: self.drain.clone(),
+        };
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        *response.body_mut() = Body::Relay(Box::new(Relay::new(answer.body, terms)));
+        response
+    }
+}
+
+/// Reads the client's message: once, strictly, and with the headers that repeat parts of it. None for a GET or DELETE.
+async fn decode(exchange: &mut Exchange, parts: &Parts, body: Incoming) -> Result<Option<Call>, Reject> {
+    let version = singleton(&parts.headers, &MCP_PROTOCOL_VERSION)?;
+    let revision = version.and_then(Revision::parse);
+    if exchange.verb != HttpMethod::POST {
+        // The stateless revision has POST only [2026-07-28 basic/transports/streamable-http].
+        if revision.is_some_and(Revision::is_modern) {
+            return Err(Reject::MethodNotAllowed);
+        }
+        if exchange.verb == HttpMethod::GET && !accepts(&parts.headers, &["text/event-stream"]) {
+            return Err(Reject::NotAcceptable);
+        }
+        exchange.record.note_stream(if exchange.verb == HttpMethod::GET { "stream" } else { "session_end" });
+        return Ok(None);
+    }
+    if content_type(&parts.headers) != "application/json"
+        || parts.headers.contains_key(header::CONTENT_ENCODING)
+    {
+        return Err(Reject::UnsupportedMediaType);
+    }
+    if !accepts(&parts.headers, &["application/json", "text/event-stream"]) {
+        return Err(Reject::NotAcceptable);
+    }
+    let bytes = read(body).await?;
+    let message = Message::parse(bytes, &Limits::default())?;
+    exchange.id = message.id().cloned().filter(|_| message.kind() == Kind::Request);
+    let size = message.bytes().len();
+    if matches!(message.kind(), Kind::Response | Kind::Error) {
+        if revision.is_some_and(Revision::is_modern) {
+            return Err(Reject::UnexpectedAnswer);
+        }
+        exchange.record.note_message(None, version.unwrap_or_default(), size);
+        return Ok(Some(Call { message, head: None }));
+    }
+    let head = head(&message)?;
+    let stated = head.meta_version.as_deref().or(version).or(head.protocol_version.as_deref());
+    exchange.record.note_message(Some(&head), stated.unwrap_or(Revision::ASSUMED.as_str()), size);
+    exchange.modern = head.is_modern() || revision.is_some_and(Revision::is_modern);
+    if exchange.modern {
+        head.require_modern()?;
+        headers::validate(&parts.headers, &head)?;
+    }
+    // What a revision that we do not know asks of its messages, we cannot check.
+    match version {
+        Some(version) if revision.is_none_or(|revision| revision.is_modern() != exchange.modern) => {
+            Err(Reject::UnsupportedVersion(version.to_owned()))
+        }
+        _ => Ok(Some(Call { message, head: Some(head) })),
+    }
+}
+
+/// Reads the body within its limits of size and time.
+async fn read(mut body: Incoming) -> Result<Bytes, Reject> {
+    if body.size_hint().lower() > MAX_MESSAGE as u64 {
+        return Err(Reject::TooLarge(MAX_MESSAGE));
+    }
+    let started = Instant::now();
+    let mut whole = Bytes::new();
+    loop {
+        let due = BODY_GRACE + Duration::from_secs(whole.len() as u64 / BODY_RATE);
+        let frame = match timeout_at(started + due, body.frame()).await {
+            Ok(None) => return Ok(whole),
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(_))) | Err(_) => return Err(Reject::SlowBody),
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        if whole.len() + data.len() > MAX_MESSAGE {
+            return Err(Reject::TooLarge(MAX_MESSAGE));
+        }
+        if whole.is_empty() {
+            whole = data;
+        } else {
+            let mut joined = match whole.try_into_mut() {
+                Ok(joined) => joined,
+                Err(shared) => BytesMut::from(&*shared),
+            };
+            joined.extend_from_slice(&data);
+            whole = joined.freeze();
+        }
+    }
+}
+
+/// Which server the door leads to. One that the caller may not know of does not exist.
+fn resolve(exchange: &mut Exchange, door: &Door, identity: &Identity) -> Result<Arc<ServerEntry>, Reject> {
+    let own = &identity.principal().tenant;
+    if door.tenant.as_ref().is_some_and(|tenant| tenant != own) {
+        return Err(Reject::UnknownServer("tenant".into()));
+    }
+    let entry = exchange.snapshot.server(own, &door.server);
+    let entry = Arc::clone(entry.ok_or(Reject::UnknownServer("registry".into()))?);
+    exchange.record.note_server(&entry, entry.server.spec.name.as_str().into());
+    Ok(entry)
+}
+
+/// The session that the message belongs to. The stateless revision has none, and `initialize` begins one.
+fn attach(
+    exchange: &Exchange,
+    headers: &HeaderMap,
+    permit: &Permit,
+    head: Option<&Head>,
+) -> Result<Option<Session>, Reject> {
+    if exchange.modern || head.is_some_and(|head| head.method == Method::Initialize) {
+        return Ok(None);
+    }
+    let Some(id) = singleton(headers, &MCP_SESSION_ID)? else { return Ok(None) };
+    let settings = exchange.snapshot.settings().ok_or(Reject::NotReady)?;
+    let principal = permit.identity().principal().id;
+    Session::open(id, &settings.seal, principal, permit.entry().server.id, Utc::now()).map(Some)
+}
+
+/// The message for the server: the same in its bytes of `params` and `result`, under headers made anew. Nothing else
+/// that the client sent leaves: above all not its credential.
+fn translate(exchange: &Exchange, parts: &Parts, call: Option<&Call>, session: Option<&Session>) -> Outgoing {
+    let mut to = HeaderMap::with_capacity(12);
+    let accept = if call.is_some() { "application/json, text/event-stream" } else { "text/event-stream" };
+    to.insert(header::ACCEPT, HeaderValue::from_static(accept));
+    if call.is_some() {
+        to.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    let head = call.and_then(|call| call.head.as_ref());
+    if let (true, Some(head)) = (exchange.modern, head) {
+        headers::write(head, Revision::LATEST, &mut to);
+        for (name, value) in &parts.headers {
+            if name.as_str().starts_with(MCP_PARAM_PREFIX) {
+                to.append(name.clone(), value.clone());
+            }
+        }
+    } else {
+        for name in [MCP_PROTOCOL_VERSION, LAST_EVENT_ID] {
+            if let Some(value) = parts.headers.get(&name) {
+                to.insert(name, value.clone());
+            }
+        }
+        if let Some(session) = session {
+            to.insert(MCP_SESSION_ID, session.upstream.clone());
+        }
+    }
+    Outgoing {
+        method: exchange.verb.clone(),
+        headers: to,
+        body: call.map(|call| call.message.rewrite()).unwrap_or_default(),
+        endpoint: session.map(|session| session.endpoint),
+    }
+}
+
+/// The sealed id of a session that the server just began.
+fn new_session(
+    exchange: &Exchange,
+    permit: &Permit,
+    call: Option<&Call>,
+    answer: &Answer,
+) -> Result<Option<HeaderValue>, Reject> {
+    let method = call.and_then(|call| call.head.as_ref()).map(|head| &head.method);
+    let Some(upstream) = answer.headers.get(MCP_SESSION_ID).filter(|_| method == Some(&Method::Initialize))
+    else {
+        return Ok(None);
+    };
+    let settings = exchange.snapshot.settings().ok_or(Reject::NotReady)?;
+    let session = Session {
+        principal: permit.identity().principal().id,
+        server: permit.entry().server.id,
+        endpoint: answer.endpoint,
+        issued_at: Utc::now().timestamp(),
+        upstream: upstream.clone(),
+    };
+    session.seal(&settings.seal).map(Some)
+}
+
+/// An answer in one piece.
+async fn whole(
+    exchange: &mut Exchange,
+    mut response: Response<Body>,
+    permit: &Permit,
+    call: &Call,
+    answer: Answer,
+) -> Result<Response<Body>, Reject> {
+    let timeouts = permit.entry().server.spec.timeouts;
+    let until = exchange.record.started() + timeouts.total;
+    let failed = |fault| Reject::upstream(fault, true);
+    let bytes = collect(answer.body, MAX_ANSWER, timeouts.idle, until).await.map_err(failed)?;
+    exchange.record.note_answered();
+    let invalid = |_| failed(UpstreamFault::BadAnswer);
+    let message = Message::parse(bytes, &Limits::RESPONSE).map_err(invalid)?;
+    let is_answer = matches!(message.kind(), Kind::Response | Kind::Error);
+    if !is_answer || message.id() != exchange.id.as_ref() {
+        return Err(failed(UpstreamFault::BadAnswer));
+    }
+    let method = call.head.as_ref().map(|head| &head.method);
+    let bytes = listing::answer_for(permit, method, &message).map_err(invalid)?;
+    exchange.record.capture_response(permit.entry(), message.result().as_deref());
+    exchange.record.note_bytes(bytes.len());
+    exchange.record.finish(end_of(&message));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    *response.body_mut() = Body::full(bytes);
+    Ok(response)
+}
+
+/// An answer without a body.
+fn empty(exchange: &mut Exchange, mut response: Response<Body>, status: StatusCode) -> Response<Body> {
+    exchange.record.note_answered();
+    exchange.record.finish(End { status: status.as_u16(), ..End::default() });
+    *response.status_mut() = status;
+    response
+}
+
+/// The server's own refusal. Its JSON-RPC error is what tells the client which era the server speaks, so it is passed
+/// on as it is; what concerns our credential is our own trouble, and never becomes the client's challenge.
+async fn refusal(exchange: &mut Exchange, answer: Answer) -> Result<Response<Body>, Reject> {
+    let status = answer.status;
+    if matches!(status.as_u16(), 401 | 403 | 407) {
+        return Err(Reject::upstream(UpstreamFault::Credential, true));
+    }
+    let retry_after = answer.headers.get(header::RETRY_AFTER).cloned();
+    let until = Instant::now() + BODY_GRACE;
+    let body = collect(answer.body, MAX_REFUSAL, BODY_GRACE, until).await.unwrap_or_default();
+    exchange.record.note_answered();
+    let message = Message::parse(body, &Limits::RESPONSE).ok().filter(|message| {
+        let foreign = message.id().is_some() && message.id() != exchange.id.as_ref();
+        message.kind() == Kind::Error && !foreign
+    });
+    let bytes = match (&message, status.as_u16()) {
+        (Some(message), 400..) => message.rewrite(),
+        (None, 400..=499) => Reject::Refused.message(exchange.id.as_ref(), exchange.record.id()),
+        _ => return Err(Reject::upstream(UpstreamFault::Failed, true)),
+    };
+    let code = message.as_ref().and_then(Message::error_code).unwrap_or_default();
+    exchange.record.note_bytes(bytes.len());
+    let reason = Reject::Refused.reason();
+    exchange.record.finish(End { outcome: Outcome::Error, status: status.as_u16(), code, reason });
+    let mut response = Response::new(Body::full(bytes));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(retry_after) = retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, retry_after);
+    }
+    Ok(response)
+}
+
+/// The media type, without its parameters.
+fn content_type(headers: &HeaderMap) -> &str {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim()
+}
+
+/// Whether the client takes all of these.
+fn accepts(headers: &HeaderMap, wanted: &[&str]) -> bool {
+    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let listed: Vec<&str> = values
+        .flat_map(|value| value.split(','))
+        .map(|range| range.split(';').next().unwrap_or_default().trim())
+        .collect();
+    listed.is_empty()
+        || wanted.iter().all(|wanted| {
+            let (kind, _) = wanted.split_once('/').unwrap_or((wanted, ""));
+            listed.iter().any(|range| range == wanted || *range == "*/*" || *range == format!("{kind}/*"))
+        })
+}

@@ -1,0 +1,329 @@
+//! Why a message is turned away, and the one place where that becomes bytes: HTTP status, JSON-RPC error of the
+//! client's revision, audit outcome. Breaker, retry, status and audit all ask the same value.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::{Value, json};
+use uuid::Uuid;
+use waffles_core::audit::Outcome;
+use waffles_mcp::headers::HeaderError;
+use waffles_mcp::jsonrpc::{code, error_response};
+use waffles_mcp::{HeadError, Id, ParseError};
+
+use crate::stream::Body;
+
+/// The revisions that a stateless request may name.
+pub const SUPPORTED: [&str; 1] = ["2026-07-28"];
+
+/// Whose fault it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The client's: the same message will fare no better.
+    Client,
+    /// The registered server's.
+    Upstream,
+    /// Ours.
+    Gateway,
+}
+
+/// What went wrong with a registered server. Addresses stay in the log, they are not for clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamFault {
+    /// No connection.
+    #[error("the server cannot be reached")]
+    Unreachable,
+    /// The outbound policy keeps its address closed.
+    #[error("the server's address is not allowed")]
+    Closed,
+    /// It took too long.
+    #[error("the server did not answer in time")]
+    TimedOut,
+    /// The connection broke before the answer was complete.
+    #[error("the server broke off")]
+    BrokeOff,
+    /// What it said is no answer to the request.
+    #[error("the server gave an invalid answer")]
+    BadAnswer,
+    /// What it said is larger than is let through.
+    #[error("the server's answer is too large")]
+    TooLarge,
+    /// It refused our credential.
+    #[error("the server refused the gateway's credential")]
+    Credential,
+    /// It answered with an HTTP error that says nothing to the client.
+    #[error("the server failed")]
+    Failed,
+}
+
+impl UpstreamFault {
+    /// One stable word.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Unreachable => "upstream_unreachable",
+            Self::Closed => "upstream_address_closed",
+            Self::TimedOut => "upstream_timed_out",
+            Self::BrokeOff => "upstream_broke_off",
+            Self::BadAnswer => "upstream_bad_answer",
+            Self::TooLarge => "upstream_answer_too_large",
+            Self::Credential => "upstream_refused_credential",
+            Self::Failed => "upstream_failed",
+        }
+    }
+}
+
+/// Why a message is turned away.
+#[derive(Debug, thiserror::Error)]
+pub enum Reject {
+    /// No door at this path.
+    #[error("there is nothing at this path")]
+    UnknownPath,
+    /// The door does not take this HTTP method.
+    #[error("this HTTP method is not served here")]
+    MethodNotAllowed,
+    /// A `Host` that is not ours: DNS rebinding, or a wrong `--public-host`.
+    #[error("the Host header does not name this gateway")]
+    ForeignHost,
+    /// A browser page of another origin [2025-11-25 basic/transports#security-warning].
+    #[error("the Origin is not allowed")]
+    ForeignOrigin,
+    /// Mirrored or repeated headers.
+    #[error("{0}")]
+    Header(#[from] HeaderError),
+    /// A key or token in the query string, where logs would keep it.
+    #[error("credentials do not belong in a URL; send `Authorization: Bearer …`")]
+    CredentialInUrl,
+    /// Nobody, or nobody any more.
+    #[error("a valid API key or access token is required")]
+    Unauthenticated(&'static str),
+    /// Not JSON, or encoded.
+    #[error("the body must be application/json without a content encoding")]
+    UnsupportedMediaType,
+    /// The client would not take what may come.
+    #[error("Accept must list application/json and text/event-stream")]
+    NotAcceptable,
+    /// The body is too large.
+    #[error("the message is larger than {0} bytes")]
+    TooLarge(usize),
+    /// The body came too slowly, or broke off.
+    #[error("the message did not arrive in time")]
+    SlowBody,
+    /// Not one message with one reading.
+    #[error("{0}")]
+    Parse(#[from] ParseError),
+    /// Parameters that every server would refuse.
+    #[error("{0}")]
+    Head(#[from] HeadError),
+    /// A stateless client has nothing to answer [2026-07-28 basic/transports/streamable-http].
+    #[error("a client of this protocol version sends no responses")]
+    UnexpectedAnswer,
+    /// The registered server refused the message without a JSON-RPC error.
+    #[error("the server refused the message")]
+    Refused,
+    /// A revision that is not served.
+    #[error("protocol version {0} is not supported")]
+    UnsupportedVersion(String),
+    /// Unknown, or not to be known of.
+    #[error("unknown server")]
+    UnknownServer(Cow<'static, str>),
+    /// Switched off by an operator.
+    #[error("the server is disabled")]
+    ServerDisabled,
+    /// Unknown, or not to be known of.
+    #[error("Unknown tool: {tool}")]
+    UnknownTool {
+        /// As the client named it.
+        tool: String,
+        /// The rule that hid it.
+        rule: Cow<'static, str>,
+    },
+    /// The caller may know of it, but not do it.
+    #[error("not permitted")]
+    Forbidden(Cow<'static, str>),
+    /// Ended, forged, or of somebody else: which one is nobody's business.
+    #[error("unknown session")]
+    UnknownSession,
+    /// `audit = strict`, and no record can be made.
+    #[error("the audit trail is unavailable and this server may not be called without it")]
+    AuditUnavailable,
+    /// The registered server.
+    #[error("{fault}")]
+    Upstream {
+        /// What went wrong.
+        fault: UpstreamFault,
+        /// Whether any of the message may have reached the server.
+        sent: bool,
+    },
+    /// No configuration yet.
+    #[error("the gateway has no configuration yet")]
+    NotReady,
+    /// A fault in Waffles.
+    #[error("internal error")]
+    Internal(&'static str),
+}
+
+impl Reject {
+    /// A server that could not be reached, or whose answer came to nothing.
+    pub fn upstream(fault: UpstreamFault, sent: bool) -> Self {
+        Self::Upstream { fault, sent }
+    }
+
+    /// Whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Upstream { .. } | Self::Refused => Fault::Upstream,
+            Self::AuditUnavailable | Self::NotReady | Self::Internal(_) => Fault::Gateway,
+            _ => Fault::Client,
+        }
+    }
+
+    /// Safe to try elsewhere: the message never left this process.
+    pub fn retryable(&self) -> bool {
+        matches!(self, Self::Upstream { fault: UpstreamFault::Unreachable, sent: false })
+    }
+
+    /// One stable word, for `data.reason`, metrics and the audit trail.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::UnknownPath => "unknown_path",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::ForeignHost => "foreign_host",
+            Self::ForeignOrigin => "foreign_origin",
+            Self::Header(error) => error.reason(),
+            Self::CredentialInUrl => "credential_in_url",
+            Self::Unauthenticated(reason) | Self::Internal(reason) => reason,
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::NotAcceptable => "not_acceptable",
+            Self::TooLarge(_) => "too_large",
+            Self::SlowBody => "slow_body",
+            Self::Parse(error) => error.reason(),
+            Self::Head(error) => error.reason(),
+            Self::UnexpectedAnswer => "unexpected_answer",
+            Self::Refused => "server_refused",
+            Self::UnsupportedVersion(_) => "unsupported_version",
+            Self::UnknownServer(_) => "unknown_server",
+            Self::ServerDisabled => "server_disabled",
+            Self::UnknownTool { .. } => "unknown_tool",
+            Self::Forbidden(_) => "forbidden",
+            Self::UnknownSession => "unknown_session",
+            Self::AuditUnavailable => "audit_unavailable",
+            Self::Upstream { fault, .. } => fault.reason(),
+            Self::NotReady => "not_ready",
+        }
+    }
+
+    /// The rule that decided, for the audit trail only.
+    pub fn rule(&self) -> &str {
+        match self {
+            Self::UnknownServer(rule) | Self::Forbidden(rule) | Self::UnknownTool { rule, .. } => rule,
+            _ => "",
+        }
+    }
+
+    /// The HTTP status. An unknown tool is a result of the method, so its status is 200
+    /// [2026-07-28 basic/index#errors].
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::UnknownPath | Self::UnknownServer(_) | Self::ServerDisabled | Self::UnknownSession => {
+                StatusCode::NOT_FOUND
+            }
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::ForeignHost | Self::ForeignOrigin | Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
+            Self::Header(_)
+            | Self::CredentialInUrl
+            | Self::Parse(_)
+            | Self::Head(_)
+            | Self::UnexpectedAnswer
+            | Self::Refused
+            | Self::UnsupportedVersion(_) => StatusCode::BAD_REQUEST,
+            Self::UnknownTool { .. } => StatusCode::OK,
+            Self::AuditUnavailable | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Upstream { fault: UpstreamFault::TimedOut, .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::Upstream { .. } => StatusCode::BAD_GATEWAY,
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The JSON-RPC code.
+    pub fn code(&self) -> i64 {
+        match self {
+            Self::Header(error) => error.code(),
+            Self::Parse(error) => error.code(),
+            Self::Head(error) => error.code(),
+            Self::UnsupportedVersion(_) => code::UNSUPPORTED_PROTOCOL_VERSION,
+            Self::UnknownTool { .. } => code::INVALID_PARAMS,
+            Self::AuditUnavailable | Self::Upstream { .. } | Self::NotReady | Self::Internal(_) => {
+                code::INTERNAL_ERROR
+            }
+            _ => code::INVALID_REQUEST,
+        }
+    }
+
+    /// How the audit trail calls it.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Unauthenticated(_) | Self::CredentialInUrl => Outcome::Unauthenticated,
+            Self::ForeignHost
+            | Self::ForeignOrigin
+            | Self::UnknownServer(_)
+            | Self::ServerDisabled
+            | Self::UnknownTool { .. }
+            | Self::Forbidden(_) => Outcome::Denied,
+            Self::Refused => Outcome::Error,
+            Self::Upstream { .. } => Outcome::UpstreamFailed,
+            Self::AuditUnavailable | Self::NotReady => Outcome::Shed,
+            Self::Internal(_) => Outcome::Internal,
+            _ => Outcome::Invalid,
+        }
+    }
+
+    /// The id to echo, where only the refusal itself knows it.
+    pub fn id(&self) -> Option<&Id> {
+        match self {
+            Self::Parse(error) => error.id(),
+            _ => None,
+        }
+    }
+
+    /// The JSON-RPC error, with the reason and the request id to ask an operator with.
+    pub fn message(&self, id: Option<&Id>, request_id: Uuid) -> Bytes {
+        let mut data = json!({"reason": self.reason(), "request_id": request_id});
+        if let (Self::UnsupportedVersion(requested), Value::Object(data)) = (self, &mut data) {
+            data.insert("supported".into(), json!(SUPPORTED));
+            data.insert("requested".into(), json!(requested));
+        }
+        error_response(id.or(self.id()), self.code(), &self.to_string(), Some(&data))
+    }
+
+    /// The whole answer.
+    pub fn response(&self, id: Option<&Id>, request_id: Uuid) -> Response<Body> {
+        let mut response = Response::new(Body::full(self.message(id, request_id)));
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        match self {
+            Self::Unauthenticated(_) => {
+                headers
+                    .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"waffles\""));
+            }
+            Self::AuditUnavailable | Self::NotReady => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            Self::MethodNotAllowed => {
+                headers.insert(header::ALLOW, HeaderValue::from_static("POST, GET, DELETE"));
+            }
+            // The rest of the body was not read, so nothing more can be read from this connection.
+            Self::TooLarge(_) | Self::SlowBody => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        response
+    }
+}

@@ -1,0 +1,236 @@
+//! The HTTP surface: which paths there are, and what no path takes: a foreign `Host` or `Origin`, a credential in the
+//! URL. What a message says is left to the gateway.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use hyper::body::Incoming;
+use uuid::Uuid;
+use waffles_core::is_dns_label;
+use waffles_mcp::headers::singleton;
+use waffles_runtime::admin::Gates;
+
+use crate::gateway::{Door, Gateway};
+use crate::reject::Reject;
+use crate::stream::Body;
+
+/// Query parameters by which credentials come to stand in logs.
+const SECRET_PARAMETERS: [&str; 7] =
+    ["access_token", "api_key", "api-key", "apikey", "authorization", "key", "token"];
+
+/// Which names are ours.
+#[derive(Debug, Clone)]
+pub struct Hosts {
+    /// Names from `--public-host`, without a port, in lower case.
+    pub names: Vec<String>,
+    /// Whether we listen on loopback, where `localhost` is ours.
+    pub loopback: bool,
+}
+
+/// The HTTP surface of one thread.
+pub struct Server {
+    /// The request path.
+    pub gateway: Gateway,
+    /// Which names are ours.
+    pub hosts: Hosts,
+    /// What must be open before calls are served.
+    pub gates: Gates,
+}
+
+/// What a path leads to.
+#[derive(Debug, PartialEq, Eq)]
+enum Route {
+    Health,
+    Ready,
+    Door(Door),
+}
+
+impl Server {
+    /// One HTTP request.
+    pub async fn serve(self: Arc<Self>, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+        match self.route(&request) {
+            Ok(Route::Door(door)) => self.gateway.serve(door, peer, request).await,
+            Ok(Route::Health) => plain(StatusCode::OK, "ok\n".into()),
+            Ok(Route::Ready) => self.ready(),
+            Err(reject) => reject.response(None, Uuid::now_v7()),
+        }
+    }
+
+    fn route(&self, request: &Request<Incoming>) -> Result<Route, Reject> {
+        self.hosts.check(request.headers(), request.uri())?;
+        if has_secret(request.uri()) {
+            return Err(Reject::CredentialInUrl);
+        }
+        let route = parse(request.uri().path()).ok_or(Reject::UnknownPath)?;
+        let method = request.method();
+        let served = match route {
+            Route::Health | Route::Ready => method == Method::GET,
+            Route::Door(_) => [Method::POST, Method::GET, Method::DELETE].contains(method),
+        };
+        if served { Ok(route) } else { Err(Reject::MethodNotAllowed) }
+    }
+
+    fn ready(&self) -> Response<Body> {
+        let missing = self.gates.missing();
+        if self.gates.is_ready() {
+            plain(StatusCode::OK, "ready\n".into())
+        } else {
+            plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join(", ")))
+        }
+    }
+}
+
+impl Hosts {
+    /// Refuses what a page of another site could make a browser send [2025-11-25 basic/transports#security-warning].
+    fn check(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), Reject> {
+        let host = match uri.authority() {
+            // HTTP/2, or an absolute form: the request's target says whom it is for.
+            Some(authority) => Some(authority.as_str()),
+            None => singleton(headers, &header::HOST)?,
+        };
+        if !host.is_some_and(|host| self.is_ours(host)) {
+            return Err(Reject::ForeignHost);
+        }
+        match singleton(headers, &header::ORIGIN)? {
+            None => Ok(()),
+            Some(origin) => {
+                let authority = ["http://", "https://"].iter().find_map(|scheme| origin.strip_prefix(scheme));
+                if authority.is_some_and(|authority| self.is_ours(authority)) {
+                    Ok(())
+                } else {
+                    Err(Reject::ForeignOrigin)
+                }
+            }
+        }
+    }
+
+    /// A name can be rebound to our address by whoever owns it; an address cannot.
+    fn is_ours(&self, authority: &str) -> bool {
+        let Ok(parsed) = authority.parse::<http::uri::Authority>() else { return false };
+        if authority.contains('@') {
+            return false;
+        }
+        let host = parsed.host().to_ascii_lowercase();
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        match bare.parse::<std::net::IpAddr>() {
+            Ok(address) => !self.loopback || address.is_loopback(),
+            Err(_) => (self.loopback && host == "localhost") || self.names.contains(&host),
+        }
+    }
+}
+
+/// Reads a path. Anything that is not exactly one of ours leads nowhere: there is no second spelling of a door.
+fn parse(path: &str) -> Option<Route> {
+    match path {
+        "/health" => return Some(Route::Health),
+        "/ready" => return Some(Route::Ready),
+        _ => {}
+    }
+    let (tenant, rest) = match path.strip_prefix("/t/") {
+        Some(rest) => {
+            let (tenant, rest) = rest.split_once('/')?;
+            (Some(tenant), rest)
+        }
+        None => (None, path.strip_prefix('/')?),
+    };
+    let server = rest.strip_prefix("mcp/servers/")?;
+    let labels_hold = is_dns_label(server) && tenant.is_none_or(is_dns_label);
+    labels_hold
+        .then(|| Route::Door(Door { tenant: tenant.map(ToOwned::to_owned), server: server.to_owned() }))
+}
+
+fn has_secret(uri: &Uri) -> bool {
+    uri.query().is_some_and(|query| {
+        query.split('&').any(|pair| {
+            let name = pair.split('=').next().unwrap_or_default().to_ascii_lowercase();
+            SECRET_PARAMETERS.contains(&name.as_str())
+        })
+    })
+}
+
+fn plain(status: StatusCode, text: String) -> Response<Body> {
+    let mut response = Response::new(Body::full(Bytes::from(text)));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_door_has_one_spelling() {
+        let door = |tenant: Option<&str>, server: &str| {
+            Some(Route::Door(Door { tenant: tenant.map(Into::into), server: server.into() }))
+        };
+        assert_eq!(parse("/mcp/servers/demo"), door(None, "demo"));
+        assert_eq!(parse("/t/acme/mcp/servers/demo"), door(Some("acme"), "demo"));
+        for path in [
+            "/",
+            "/mcp",
+            "/mcp/servers/",
+            "/mcp/servers/demo/",
+            "/mcp//servers/demo",
+            "/mcp/servers/../x",
+            "/MCP/servers/demo",
+            "/mcp/servers/de%6do",
+            "/mcp/servers/demo;x",
+            "/mcp/servers/Demo",
+            "/t//mcp/servers/demo",
+            "/t/a/b/mcp/servers/x",
+        ] {
+            assert_eq!(parse(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn only_our_own_names_and_addresses_are_ours() {
+        let local = Hosts { names: vec![], loopback: true };
+        let public = Hosts { names: vec!["mcp.example.com".into()], loopback: false };
+        for (host, on_loopback, in_public) in [
+            ("localhost:8080", true, false),
+            ("127.0.0.1:8080", true, true),
+            ("[::1]:8080", true, true),
+            ("10.0.0.7", false, true),
+            ("mcp.example.com", false, true),
+            ("MCP.example.com:443", false, true),
+            ("evil.test", false, false),
+            ("localhost.evil.test", false, false),
+            ("user@localhost", false, false),
+            ("localhost.", false, false),
+            ("localhost/x", false, false),
+            ("", false, false),
+        ] {
+            assert_eq!(local.is_ours(host), on_loopback, "{host} on loopback");
+            assert_eq!(public.is_ours(host), in_public, "{host} in public");
+        }
+    }
+
+    #[test]
+    fn a_page_of_another_origin_is_refused() {
+        let hosts = Hosts { names: vec![], loopback: true };
+        let check = |origin: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static("127.0.0.1:8080"));
+            headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+            hosts.check(&headers, &Uri::from_static("/mcp"))
+        };
+        assert!(check("http://localhost:6274").is_ok());
+        for foreign in
+            ["null", "http://evil.test", "https://localhost.evil.test", "file://", "http://a@localhost"]
+        {
+            assert!(matches!(check(foreign), Err(Reject::ForeignOrigin)), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_credential_in_the_url_is_noticed() {
+        assert!(has_secret(&Uri::from_static("/mcp/servers/x?a=1&API_KEY=wfl_1")));
+        assert!(!has_secret(&Uri::from_static("/mcp/servers/x?page=1")));
+    }
+}

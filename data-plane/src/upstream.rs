@@ -1,0 +1,78 @@
+//! One message to one server: pick an endpoint, attempt, try another one while nothing has left this process, give up.
+//! Knows endpoints, attempts and time; not principals, policy or what a message says.
+
+mod http;
+mod pool;
+
+use std::sync::Arc;
+
+use ::http::{HeaderMap, Method, StatusCode};
+use bytes::Bytes;
+use waffles_runtime::outbound::OutboundPolicy;
+
+use crate::permit::Permit;
+use crate::reject::Reject;
+
+pub use http::{Lease, collect};
+pub use pool::Pool;
+
+/// What is sent, but for what the registration adds: address, host, credential.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// POST, GET or DELETE.
+    pub method: Method,
+    /// Headers made for this hop.
+    pub headers: HeaderMap,
+    /// The body; empty without one.
+    pub body: Bytes,
+    /// The endpoint that holds the session.
+    pub endpoint: Option<u16>,
+}
+
+/// What came back: the head, and the body as it comes.
+#[derive(Debug)]
+pub struct Answer {
+    /// The server's status.
+    pub status: StatusCode,
+    /// The server's headers.
+    pub headers: HeaderMap,
+    /// The server's body.
+    pub body: Lease,
+    /// The endpoint that answered.
+    pub endpoint: u16,
+}
+
+/// The way to the servers, one for each thread.
+#[derive(Clone)]
+pub struct Upstream {
+    pool: Arc<Pool>,
+}
+
+impl Upstream {
+    /// A way that obeys the outbound policy.
+    pub fn new(policy: OutboundPolicy) -> Self {
+        Self { pool: Arc::new(Pool::new(policy)) }
+    }
+
+    /// The connections, for the task that closes idle ones.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Sends a message and waits for the head of the answer. Only a message that has not left this process is sent
+    /// again, to another endpoint or on a fresh connection.
+    pub async fn call(&self, permit: &Permit, outgoing: Outgoing) -> Result<Answer, Reject> {
+        let prepared = self.pool.prepare(permit.entry())?;
+        let timeouts = permit.entry().server.spec.timeouts;
+        let mut last = None;
+        for endpoint in prepared.order(outgoing.endpoint) {
+            match http::attempt(&self.pool, &prepared, endpoint, &outgoing, &timeouts).await {
+                Ok(answer) => return Ok(answer),
+                Err(reject) if reject.retryable() => last = Some(reject),
+                Err(reject) => return Err(reject),
+            }
+        }
+        // A session whose endpoint is gone has no other to go to.
+        Err(last.unwrap_or(Reject::UnknownSession))
+    }
+}

@@ -1,0 +1,183 @@
+//! One attempt at one endpoint over HTTP/1.1, and the answer's body, which gives its connection back when it was read
+//! to its end.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Request, header};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
+use waffles_core::server::Timeouts;
+use waffles_runtime::task;
+
+use super::pool::{Connection, Pool, Prepared};
+use super::{Answer, Outgoing};
+use crate::reject::{Reject, UpstreamFault};
+
+/// How long the rest of a body that nobody wants may take before its connection is closed instead of used again.
+const RECYCLE: Duration = Duration::from_secs(1);
+
+/// An answer's body, with the connection that it comes on.
+pub struct Lease {
+    incoming: Incoming,
+    connection: Option<Connection>,
+    pool: Arc<Pool>,
+    prepared: Arc<Prepared>,
+    endpoint: u16,
+}
+
+/// Sends the message over a waiting connection, or over a fresh one where there is none or where the waiting one was
+/// closed before anything was written to it.
+pub(super) async fn attempt(
+    pool: &Arc<Pool>,
+    prepared: &Arc<Prepared>,
+    endpoint: u16,
+    outgoing: &Outgoing,
+    timeouts: &Timeouts,
+) -> Result<Answer, Reject> {
+    let target = prepared
+        .targets
+        .get(usize::from(endpoint))
+        .ok_or(Reject::upstream(UpstreamFault::Unreachable, false))?;
+    let mut request = Request::new(Full::new(outgoing.body.clone()));
+    *request.method_mut() = outgoing.method.clone();
+    *request.uri_mut() = target.uri.clone();
+    let headers = request.headers_mut();
+    headers.clone_from(&outgoing.headers);
+    headers.insert(header::HOST, target.host_header.clone());
+    headers
+        .insert(header::USER_AGENT, HeaderValue::from_static(concat!("waffles/", env!("CARGO_PKG_VERSION"))));
+    if let Some((name, value)) = &prepared.credential {
+        headers.insert(name.clone(), value.clone());
+    }
+    loop {
+        let (mut connection, fresh) = match pool.take(prepared, endpoint) {
+            Some(mut waiting) => match waiting.ready().await {
+                Ok(()) => (waiting, false),
+                Err(_) => continue,
+            },
+            None => match pool.connect(target, timeouts.connect).await {
+                Ok(connection) => (connection, true),
+                Err(fault) => return Err(Reject::upstream(fault, false)),
+            },
+        };
+        let sent = connection.try_send_request(request);
+        let response = match timeout_at(Instant::now() + timeouts.first_byte, sent).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(mut error)) => match error.take_message() {
+                // Nothing of it was written: the server had closed a connection that waited too long.
+                Some(unsent) if !fresh => {
+                    request = unsent;
+                    continue;
+                }
+                Some(_) => return Err(Reject::upstream(UpstreamFault::Unreachable, false)),
+                None => return Err(Reject::upstream(UpstreamFault::BrokeOff, true)),
+            },
+            Err(_) => return Err(Reject::upstream(UpstreamFault::TimedOut, true)),
+        };
+        let (head, incoming) = response.into_parts();
+        let body = Lease {
+            incoming,
+            connection: Some(connection),
+            pool: Arc::clone(pool),
+            prepared: Arc::clone(prepared),
+            endpoint,
+        };
+        return Ok(Answer { status: head.status, headers: head.headers, body, endpoint });
+    }
+}
+
+/// Reads a whole body of at most `most` bytes, with a bound on each pause and on the whole.
+pub async fn collect(
+    mut body: Lease,
+    most: usize,
+    idle: Duration,
+    until: Instant,
+) -> Result<Bytes, UpstreamFault> {
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    loop {
+        let by = until.min(Instant::now() + idle);
+        let frame = match timeout_at(by, body.frame()).await {
+            Err(_) => return Err(UpstreamFault::TimedOut),
+            Ok(None) => break,
+            Ok(Some(Err(_))) => return Err(UpstreamFault::BrokeOff),
+            Ok(Some(Ok(frame))) => frame,
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + rest.len() + data.len() > most {
+            return Err(UpstreamFault::TooLarge);
+        }
+        if first.is_empty() && rest.is_empty() {
+            first = data;
+        } else {
+            if rest.is_empty() {
+                rest.reserve(first.len() + data.len());
+                rest.extend_from_slice(&first);
+                first = Bytes::new();
+            }
+            rest.extend_from_slice(&data);
+        }
+    }
+    Ok(if rest.is_empty() { first } else { rest.freeze() })
+}
+
+impl Lease {
+    /// Reads what is left in the background, so that the connection can be used again; gives up after a second.
+    pub fn recycle(mut self) {
+        if self.incoming.is_end_stream() {
+            return;
+        }
+        task::spawn("upstream recycle", async move {
+            let until = Instant::now() + RECYCLE;
+            while let Ok(Some(Ok(_))) = timeout_at(until, self.frame()).await {}
+        });
+    }
+
+    fn give_back(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.pool.give_back(connection, Arc::clone(&self.prepared), self.endpoint);
+        }
+    }
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lease").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl Body for Lease {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        if let Poll::Ready(None) = polled {
+            self.give_back();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+}
+
+impl Drop for Lease {
+    /// A body that was read to its end, or has none, leaves a connection that can be used again; any other connection
+    /// is closed, which tells the server that nobody listens.
+    fn drop(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.give_back();
+        }
+    }
+}
