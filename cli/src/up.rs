@@ -1,0 +1,610 @@
+//! `up`: a whole Waffles on this machine. Starts the two real programs side by side under a data folder,
+//! writes a context, says that everything is ready, and stays as their keeper.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+use waffles_proto::auth::v1::auth_service_client::AuthServiceClient;
+use waffles_proto::auth::v1::{CreateApiKeyRequest, GetSelfRequest, LoginRequest};
+use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
+use waffles_proto::registry::v1::{
+    CreateServerRequest, Endpoint, GetServerRequest, ServerSpec, Transport, UpdateServerRequest,
+};
+
+use crate::args::{Format, Global, UpArgs};
+use crate::client::{Client, Link};
+use crate::context::{Store, make_private_folder};
+use crate::failure::{Failure, is_missing};
+use crate::mcp::{self, Era};
+use crate::output::shape::{Admin, AdminPorts, Up};
+use crate::output::{Shape, line, print, print_one};
+use child::{Child, Program};
+
+pub(crate) mod child;
+
+/// The context that `up` writes.
+const CONTEXT: &str = "local";
+const DEMO: &str = "demo";
+const ADMIN: &str = "admin@localhost";
+/// How long the data plane may take to serve what it is told to.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(20);
+/// How long a port of a Waffles that just ended may stay taken.
+const PORT_LIMIT: Duration = Duration::from_secs(2);
+/// The data plane drains first, so that what it recorded last still reaches the control plane.
+const DATA_PLANE_GRACE: Duration = Duration::from_secs(20);
+const CONTROL_PLANE_GRACE: Duration = Duration::from_secs(10);
+/// On top of the grace, for flushing and ending.
+const STOP_MARGIN: Duration = Duration::from_millis(2500);
+
+/// What the control plane says when it is ready.
+#[derive(Deserialize)]
+struct ControlPlane {
+    http: SocketAddr,
+    grpc: SocketAddr,
+    admin: SocketAddr,
+    bootstrap: Option<Bootstrap>,
+}
+
+/// The account that the first start made.
+#[derive(Deserialize)]
+struct Bootstrap {
+    email: String,
+    password: SecretString,
+}
+
+/// What the data plane says when its sockets are open.
+#[derive(Deserialize)]
+struct DataPlane {
+    mcp: SocketAddr,
+    admin: SocketAddr,
+}
+
+/// `up`.
+pub(crate) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let home = Home::open(&args.data_dir)?;
+    let listener = if args.demo { Some(demo_listener(&home).await?) } else { None };
+    let demo_url = listener.as_ref().map(demo_url).transpose()?;
+    let mut demo = pin!(async {
+        match listener {
+            Some(listener) => {
+                log_demo(&home.log("demo"))?;
+                crate::demo::serve(listener, std::future::pending()).await
+            }
+            None => std::future::pending().await,
+        }
+    });
+    let mut planes = Planes::default();
+    let starter = Starter { global, args: &args, home: &home, demo_url };
+    let ended = tokio::select! {
+        ended = starter.serve(&mut planes) => ended,
+        ended = &mut demo => ended.and_then(|()| anyhow::bail!("the demo server has ended")),
+        () = signals.next() => Ok(()),
+    };
+    // The demo answers calls until the planes have drained. A second signal means: at once.
+    let serve_demo = async {
+        drop(demo.await);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = planes.stop() => {}
+        () = serve_demo, if ended.is_ok() => {}
+        () = signals.next() => planes.kill().await,
+    }
+    ended
+}
+
+/// The signals that end `up`.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        let [interrupt, terminate, hangup] =
+            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        Ok(Self([signal(interrupt)?, signal(terminate)?, signal(hangup)?]))
+    }
+
+    async fn next(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+/// The data folder, held by one `up` at a time.
+struct Home {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Home {
+    fn open(path: &Path) -> anyhow::Result<Self> {
+        make_private_folder(&path.join("logs"))?;
+        let path = path.canonicalize().with_context(|| format!("cannot open {}", path.display()))?;
+        let lock_path = path.join("up.lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = lock.with_context(|| format!("cannot open {}", lock_path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path, _lock: lock }),
+            Err(TryLockError::WouldBlock) => {
+                let message = format!("another `wafflectl up` runs on {}", path.display());
+                Err(Failure::failed(message)
+                    .next("Stop it first, or start this one with another folder (--data-dir).")
+                    .into())
+            }
+            Err(TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", lock_path.display()))
+            }
+        }
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.path.join("logs").join(format!("{name}.log"))
+    }
+}
+
+/// The two programs, as far as they have been started.
+#[derive(Default)]
+struct Planes {
+    control: Option<Child>,
+    data: Option<Child>,
+}
+
+impl Planes {
+    /// Waits until one of them ends, which none should.
+    async fn died(&mut self) -> anyhow::Error {
+        async fn one(child: &mut Option<Child>) -> anyhow::Error {
+            match child {
+                Some(child) => child.died().await,
+                None => std::future::pending().await,
+            }
+        }
+        tokio::select! {
+            error = one(&mut self.control) => error,
+            error = one(&mut self.data) => error,
+        }
+    }
+
+    async fn stop(&mut self) {
+        if let Some(data) = &mut self.data {
+            data.stop(DATA_PLANE_GRACE + STOP_MARGIN).await;
+        }
+        if let Some(control) = &mut self.control {
+            control.stop(CONTROL_PLANE_GRACE + STOP_MARGIN).await;
+        }
+    }
+
+    async fn kill(&mut self) {
+        for child in [&mut self.data, &mut self.control].into_iter().flatten() {
+            child.kill().await;
+        }
+    }
+}
+
+/// What a start needs to know.
+struct Starter<'a> {
+    global: &'a Global,
+    args: &'a UpArgs,
+    home: &'a Home,
+    demo_url: Option<String>,
+}
+
+impl Starter<'_> {
+    /// Starts everything, says so, and watches until something ends.
+    async fn serve(&self, planes: &mut Planes) -> anyhow::Result<()> {
+        let up = self.start(planes).await?;
+        match self.global.output {
+            Format::Table => line(&self.welcome(&up))?,
+            Format::Json => print_one(Format::Json, &up)?,
+            Format::Yaml => print(Format::Yaml, &up)?,
+        }
+        Err(planes.died().await)
+    }
+
+    async fn start(&self, planes: &mut Planes) -> anyhow::Result<Up> {
+        for (flag, addr) in [
+            ("--mcp-addr", self.args.mcp_addr),
+            ("--http-addr", self.args.http_addr),
+            ("--grpc-addr", self.args.grpc_addr),
+        ] {
+            must_be_free(flag, addr).await?;
+        }
+        let control_path = child::find("waffles-control-plane")?;
+        let data_path = child::find("waffles-data-plane")?;
+        let control = planes.control.insert(self.control_plane(&control_path).start()?);
+        let announced: ControlPlane = control.announcement().await?;
+        let grpc = url(announced.grpc);
+        let data = planes.data.insert(self.data_plane(data_path, &grpc).start()?);
+        let (listening, credential) = tokio::try_join!(data.announcement::<DataPlane>(), async {
+            self.credential(&announced, &grpc, &control_path).await
+        })?;
+        let mut up = Up {
+            mcp: format!("{}/mcp", url(listening.mcp)),
+            http: url(announced.http),
+            grpc,
+            admin_ports: AdminPorts {
+                data_plane: listening.admin.to_string(),
+                control_plane: announced.admin.to_string(),
+            },
+            admin: Admin { email: ADMIN.to_owned(), password: None },
+            api_key: None,
+            context: self.store().path().display().to_string(),
+        };
+        if credential.is_new {
+            up.admin.email.clone_from(&credential.email);
+            up.admin.password = credential.password.as_ref().map(|text| text.expose_secret().to_owned());
+            up.api_key = Some(credential.key.expose_secret().to_owned());
+        }
+        self.write_context(&up, &credential)?;
+        let ready = async {
+            if let Some(demo) = &self.demo_url {
+                let link = Client::link(&up.grpc, Some(&credential.key)).await?;
+                register_demo(link, demo).await?;
+            }
+            until_ready(listening.admin).await?;
+            if self.demo_url.is_some() {
+                until_served(&up.mcp, &credential.key).await?;
+            }
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            ready = ready => ready?,
+            error = planes.died() => return Err(error),
+        }
+        Ok(up)
+    }
+
+    fn control_plane(&self, path: &Path) -> Program {
+        let Self { args, home, .. } = self;
+        let mut program = self.control_plane_program(path);
+        program.args.extend(flags([
+            ("--http-addr", args.http_addr.to_string().into()),
+            ("--grpc-addr", args.grpc_addr.to_string().into()),
+            ("--admin-addr", admin_addr(args.http_addr, 9081).to_string().into()),
+            ("--proxy-token-file", home.path.join("proxy.token").into()),
+            ("--log-format", "json".into()),
+            ("--grace", format!("{}s", CONTROL_PLANE_GRACE.as_secs()).into()),
+        ]));
+        program.args.push("--announce".into());
+        program
+    }
+
+    /// The control plane's program with what each of its commands needs.
+    fn control_plane_program(&self, path: &Path) -> Program {
+        Program {
+            name: "the control plane",
+            path: path.to_owned(),
+            args: flags([("--data-dir", self.home.path.clone().into())]),
+            secrets: vec![
+                ("WAFFLES_DATABASE_URL", self.args.database_url.clone().map(Into::into)),
+                ("WAFFLES_REDIS_URL", self.args.redis_url.clone().map(Into::into)),
+            ],
+            log: self.home.log("control-plane"),
+        }
+    }
+
+    fn data_plane(&self, path: PathBuf, grpc: &str) -> Program {
+        let Self { args, home, .. } = self;
+        let mut arguments = flags([
+            ("--control-plane", grpc.into()),
+            ("--proxy-token-file", home.path.join("proxy.token").into()),
+            ("--data-dir", home.path.join("proxy").into()),
+            ("--mcp-addr", args.mcp_addr.to_string().into()),
+            ("--admin-addr", admin_addr(args.mcp_addr, 9080).to_string().into()),
+            ("--log-format", "json".into()),
+            ("--grace", format!("{}s", DATA_PLANE_GRACE.as_secs()).into()),
+        ]);
+        // On one machine the servers are where a gateway elsewhere must not reach: on loopback.
+        arguments.extend(["--allow-private-upstreams=true".into(), "--announce".into()]);
+        Program {
+            name: "the data plane",
+            path,
+            args: arguments,
+            secrets: vec![("WAFFLES_DATABASE_URL", None), ("WAFFLES_REDIS_URL", None)],
+            log: home.log("data-plane"),
+        }
+    }
+
+    fn store(&self) -> Store {
+        match &self.global.config {
+            Some(path) => Store::at(path),
+            None => Store::at(&self.home.path.join(crate::context::FILE_NAME)),
+        }
+    }
+
+    fn context_name(&self) -> &str {
+        self.global.context.as_deref().unwrap_or(CONTEXT)
+    }
+
+    /// The key that wafflectl works with: the one of the context, else a new one made by the admin. When an
+    /// earlier first start was interrupted, the admin's password is lost and a new one is made.
+    async fn credential(
+        &self,
+        announced: &ControlPlane,
+        grpc: &str,
+        control_plane: &Path,
+    ) -> anyhow::Result<Credential> {
+        if let Some(Bootstrap { email, password }) = &announced.bootstrap {
+            return first_key(grpc, email, password).await;
+        }
+        let context = self.store().load()?.contexts.remove(self.context_name());
+        if let Some(key) = context.and_then(|context| context.api_key) {
+            let link = Client::link(grpc, Some(&key)).await?;
+            return match AuthServiceClient::new(link).get_self(GetSelfRequest {}).await {
+                Ok(_) => Ok(Credential { key, password: None, email: ADMIN.to_owned(), is_new: false }),
+                Err(status) if status.code() == tonic::Code::Unauthenticated => {
+                    let path = self.store().path().display().to_string();
+                    Err(Failure::failed(format!("the API key in {path} is not good for this database"))
+                        .next(format!(
+                            "Move {path} away: the next `wafflectl up` makes a new key, and a new admin password."
+                        ))
+                        .into())
+                }
+                Err(status) => Err(Failure::from(status).into()),
+            };
+        }
+        let mut program = self.control_plane_program(control_plane);
+        program.args.insert(0, "admin-password".into());
+        let printed = program.output().await?;
+        let password = printed.lines().map(str::trim).rfind(|line| !line.is_empty());
+        let password = password.context("the control plane printed no new admin password")?;
+        first_key(grpc, ADMIN, &password.into()).await
+    }
+
+    fn write_context(&self, up: &Up, credential: &Credential) -> anyhow::Result<()> {
+        let name = self.context_name();
+        self.store().change(|contexts| {
+            let context = contexts.contexts.entry(name.to_owned()).or_default();
+            context.grpc.clone_from(&up.grpc);
+            context.http = Some(up.http.clone());
+            context.mcp = Some(up.mcp.clone());
+            if credential.is_new {
+                context.tenant = Some(waffles_core::DEFAULT_TENANT.to_owned());
+                context.api_key = Some(credential.key.clone());
+                // A session of another database is worth nothing.
+                context.tokens = None;
+            }
+            if credential.is_new || contexts.current.is_none() {
+                contexts.current = Some(name.to_owned());
+            }
+            Ok(())
+        })
+    }
+
+    fn welcome(&self, up: &Up) -> String {
+        let mut text = format!("Waffles is ready.\n\n{}", indented(&up.text()));
+        let logs = self.home.path.join("logs");
+        text.push_str(&format!("\n\n  Logs are in {}.", logs.display()));
+        if up.api_key.is_some() {
+            text.push_str("\n  Keep the password and the key now: they are shown this once.");
+        }
+        let next = match self.demo_url {
+            Some(_) => ["server tools demo", r#"call demo echo --args '{"message": "hello"}'"#],
+            None => ["server add NAME http://HOST/mcp", "doctor"],
+        };
+        text.push_str("\n\nTry next, in another terminal:\n");
+        let config = match Store::locate(&Global { config: None, ..self.global.clone() }) {
+            Ok(found) if found.path() == self.store().path() => String::new(),
+            _ => format!("--config {} ", up.context),
+        };
+        for command in next {
+            text.push_str(&format!("\n  wafflectl {config}{command}"));
+        }
+        text.push_str("\n\nCtrl-C stops everything.");
+        text
+    }
+}
+
+impl Shape for Up {
+    fn text(&self) -> String {
+        crate::output::fields([
+            ("MCP", format!("{} (one server: {}/servers/NAME)", self.mcp, self.mcp)),
+            ("REST", self.http.clone()),
+            ("gRPC", self.grpc.clone()),
+            ("admin", self.admin.email.clone()),
+            ("password", self.admin.password.clone().unwrap_or_default()),
+            ("API key", self.api_key.clone().unwrap_or_default()),
+            ("context", self.context.clone()),
+        ])
+    }
+}
+
+fn indented(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(|line| format!("  {line}")).collect();
+    lines.join("\n")
+}
+
+/// The key in use, and what of it was made just now.
+struct Credential {
+    key: SecretString,
+    email: String,
+    password: Option<SecretString>,
+    is_new: bool,
+}
+
+async fn first_key(grpc: &str, email: &str, password: &SecretString) -> anyhow::Result<Credential> {
+    let mut identity = AuthServiceClient::new(Client::link(grpc, None).await?);
+    let request = LoginRequest {
+        email: email.to_owned(),
+        password: password.expose_secret().to_owned(),
+        tenant: String::new(),
+    };
+    let answer = identity.login(request).await.map_err(Failure::from)?.into_inner();
+    let access = SecretString::from(answer.tokens.unwrap_or_default().access_token);
+    let mut identity = AuthServiceClient::new(Client::link(grpc, Some(&access)).await?);
+    let request = CreateApiKeyRequest { name: "wafflectl up".to_owned(), ..CreateApiKeyRequest::default() };
+    let answer = identity.create_api_key(request).await.map_err(Failure::from)?.into_inner();
+    Ok(Credential {
+        key: answer.secret.into(),
+        email: email.to_owned(),
+        password: Some(password.clone()),
+        is_new: true,
+    })
+}
+
+/// Registers the demo server, or tells the registry where it is now. Whether it is enabled stays as it was.
+async fn register_demo(link: Link, url: &str) -> anyhow::Result<()> {
+    let mut registry = RegistryServiceClient::new(link);
+    let endpoints = vec![Endpoint { url: url.to_owned(), weight: 1 }];
+    match registry.get_server(GetServerRequest { name: DEMO.to_owned() }).await {
+        Ok(answer) => {
+            let server = answer.into_inner().server.unwrap_or_default();
+            let mut spec = server.spec.unwrap_or_default();
+            if spec.endpoints == endpoints {
+                return Ok(());
+            }
+            spec.endpoints = endpoints;
+            spec.credential = None;
+            let request = UpdateServerRequest { spec: Some(spec), version: server.version };
+            registry.update_server(request).await.map_err(Failure::from)?;
+        }
+        Err(status) if is_missing(&status) => {
+            let spec = ServerSpec {
+                name: DEMO.to_owned(),
+                description: "The demo server of `wafflectl up --demo`".to_owned(),
+                tags: vec![DEMO.to_owned()],
+                transport: Transport::Auto.into(),
+                endpoints,
+                ..ServerSpec::default()
+            };
+            let request = CreateServerRequest { spec: Some(spec), disabled: false };
+            registry.create_server(request).await.map_err(|status| {
+                let failure = Failure::from(status);
+                let message = format!("cannot register the demo server: {failure}");
+                Failure::failed(message).next("Start without --demo.")
+            })?;
+        }
+        Err(status) => return Err(Failure::from(status).into()),
+    }
+    Ok(())
+}
+
+/// Waits until the data plane says that it serves a configuration.
+async fn until_ready(admin: SocketAddr) -> anyhow::Result<()> {
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?;
+    let ready = format!("{}/ready", url(admin));
+    let end = Instant::now() + READY_LIMIT;
+    loop {
+        let said = match client.get(&ready).send().await {
+            Ok(answer) if answer.status().is_success() => return Ok(()),
+            Ok(answer) => format!("{}: {}", answer.status(), answer.text().await.unwrap_or_default().trim()),
+            Err(error) => crate::client::root(&error),
+        };
+        if Instant::now() > end {
+            let message = format!("the data plane is not ready after {READY_LIMIT:?} ({said})");
+            return Err(Failure::failed(message).next("See the logs in the data folder.").into());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Waits until a call through the data plane reaches the demo server.
+async fn until_served(mcp: &str, key: &SecretString) -> anyhow::Result<()> {
+    let end = Instant::now() + READY_LIMIT;
+    loop {
+        let error = match mcp::connect(mcp, DEMO, key, Era::Stateless).await {
+            Ok(peer) => {
+                peer.close().await;
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        if Instant::now() > end {
+            return Err(error.context("the demo server is not served"));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// The address a client dials for one that a program listens on.
+fn url(addr: SocketAddr) -> String {
+    let ip = match addr.ip() {
+        std::net::IpAddr::V4(ip) if ip.is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
+        std::net::IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    format!("http://{}", SocketAddr::new(ip, addr.port()))
+}
+
+/// Refuses an address that is taken. The data plane itself could not tell: it shares its port between cores.
+async fn must_be_free(flag: &str, addr: SocketAddr) -> anyhow::Result<()> {
+    if addr.port() == 0 {
+        return Ok(());
+    }
+    let end = Instant::now() + PORT_LIMIT;
+    loop {
+        let error = match std::net::TcpListener::bind(addr) {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        if error.kind() != std::io::ErrorKind::AddrInUse || Instant::now() > end {
+            return Err(Failure::failed(format!("cannot listen on {addr}: {error}"))
+                .next(format!("Choose another address with {flag} (port 0 is any free one)."))
+                .into());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Where a plane's admin port goes: the usual place, or any free one when the usual place is taken or the
+/// plane's own port is any free one too.
+fn admin_addr(own: SocketAddr, port: u16) -> SocketAddr {
+    let usual = SocketAddr::from(([127, 0, 0, 1], port));
+    let free = own.port() != 0 && std::net::TcpListener::bind(usual).is_ok();
+    if free { usual } else { SocketAddr::from(([127, 0, 0, 1], 0)) }
+}
+
+fn flags<const N: usize>(flags: [(&str, OsString); N]) -> Vec<OsString> {
+    flags.into_iter().flat_map(|(flag, value)| [flag.into(), value]).collect()
+}
+
+/// The demo's socket, on the port of last time if that is free.
+async fn demo_listener(home: &Home) -> anyhow::Result<TcpListener> {
+    let path = home.path.join("demo.port");
+    let last = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u16>().ok());
+    let listener = match TcpListener::bind(("127.0.0.1", last.unwrap_or(0))).await {
+        Ok(listener) => listener,
+        Err(_) => TcpListener::bind(("127.0.0.1", 0)).await.context("cannot listen for the demo server")?,
+    };
+    let port = listener.local_addr()?.port();
+    std::fs::write(&path, format!("{port}\n")).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(listener)
+}
+
+fn demo_url(listener: &TcpListener) -> anyhow::Result<String> {
+    Ok(format!("{}/mcp", url(listener.local_addr()?)))
+}
+
+fn log_demo(path: &Path) -> anyhow::Result<()> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    let filter = tracing_subscriber::EnvFilter::new("warn,wafflectl=info");
+    let log = tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(Arc::new(file));
+    log.try_init().map_err(|error| anyhow::anyhow!(error))
+}
+
+/// `demo-server`: the demo alone, for tests.
+pub(crate) async fn demo_server(addr: SocketAddr) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let filter = tracing_subscriber::EnvFilter::new("warn,wafflectl=info");
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.try_init().map_err(|error| anyhow::anyhow!(error))?;
+    let listener = TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
+    line(&serde_json::json!({ "url": demo_url(&listener)? }).to_string())?;
+    crate::demo::serve(listener, async move { signals.next().await }).await
+}

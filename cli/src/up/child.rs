@@ -1,0 +1,206 @@
+//! A program that runs under watch: found, started, heard, stopped, and its log shown when it fails.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::process::{ChildStdout, Command};
+
+use crate::failure::Failure;
+use crate::output::clean_lines;
+
+/// How long a program may take to say that it is ready.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// The longest announcement that is read.
+const LINE_LIMIT: u64 = 64 * 1024;
+/// A log that is larger than this is put aside at the next start.
+const LOG_LIMIT: u64 = 16 * 1024 * 1024;
+/// How much of a log is shown when its program failed.
+const TAIL_LINES: usize = 20;
+const TAIL_BYTES: u64 = 16 * 1024;
+
+/// Finds a program beside this one, else on the path.
+pub(crate) fn find(program: &str) -> anyhow::Result<PathBuf> {
+    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(program)));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|folder| folder.join(program));
+    let found = beside.into_iter().chain(on_path).find(|candidate| candidate.is_file());
+    found.ok_or_else(|| {
+        Failure::failed(format!("cannot find {program}, neither beside wafflectl nor on the path"))
+            .next("Build all of Waffles with `make build`, or install the three programs in one folder.")
+            .into()
+    })
+}
+
+/// What is run, and where its log goes.
+pub(crate) struct Program {
+    /// The name in messages.
+    pub(crate) name: &'static str,
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// Its arguments.
+    pub(crate) args: Vec<OsString>,
+    /// Settings that must not stand in the list of processes, since they hold passwords.
+    pub(crate) secrets: Vec<(&'static str, Option<OsString>)>,
+    /// Its standard error.
+    pub(crate) log: PathBuf,
+}
+
+impl Program {
+    /// Starts it, in a process group of its own: a Ctrl-C at the terminal reaches only wafflectl, which then
+    /// stops its children in the right order.
+    pub(crate) fn start(self) -> anyhow::Result<Child> {
+        let mut command = self.command();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(open_log(&self.log)?);
+        command.process_group(0).kill_on_drop(true);
+        let mut process = command.spawn().with_context(|| format!("cannot start {}", self.path.display()))?;
+        let stdout = process.stdout.take().map(BufReader::new);
+        Ok(Child { name: self.name, log: self.log, process, stdout })
+    }
+
+    /// Runs it to its end and gives back what it printed.
+    pub(crate) async fn output(self) -> anyhow::Result<String> {
+        let mut command = self.command();
+        command.stdin(Stdio::null()).stderr(open_log(&self.log)?).kill_on_drop(true);
+        let output = tokio::time::timeout(START_LIMIT, command.output()).await;
+        let output = output.with_context(|| format!("{} did not end", self.name))??;
+        if !output.status.success() {
+            return Err(ended(self.name, output.status, &self.log).into());
+        }
+        String::from_utf8(output.stdout).with_context(|| format!("{} printed no text", self.name))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = tied(&self.path, &self.args);
+        for (name, value) in &self.secrets {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command
+    }
+}
+
+/// On Linux a program is started by way of this one (`become_program`), so that it ends with it, however
+/// that happens.
+fn tied(program: &Path, args: &[OsString]) -> Command {
+    match std::env::current_exe() {
+        Ok(own) if cfg!(target_os = "linux") => {
+            let mut command = Command::new(own);
+            command.arg("child").arg(std::process::id().to_string()).arg(program).args(args);
+            command
+        }
+        _ => {
+            let mut command = Command::new(program);
+            command.args(args);
+            command
+        }
+    }
+}
+
+/// Asks the kernel to end this process when its parent ends, then becomes the program.
+pub(crate) fn become_program(parent: i32, program: &[OsString]) -> anyhow::Result<()> {
+    let (path, args) = program.split_first().context("no program is given")?;
+    #[cfg(target_os = "linux")]
+    {
+        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+        // The parent may have ended before the kernel was asked.
+        if rustix::process::getppid().map(Pid::as_raw_nonzero).is_none_or(|pid| pid.get() != parent) {
+            anyhow::bail!("the parent has ended");
+        }
+    }
+    let error = std::process::Command::new(path).args(args).exec();
+    Err(error).with_context(|| format!("cannot run {}", OsStr::to_string_lossy(path)))
+}
+
+/// A running program.
+pub(crate) struct Child {
+    /// The name in messages.
+    pub(crate) name: &'static str,
+    log: PathBuf,
+    process: tokio::process::Child,
+    // Kept to the end: a program whose standard output is closed could stumble over it.
+    stdout: Option<BufReader<ChildStdout>>,
+}
+
+impl Child {
+    /// Waits for the one line of JSON by which the program says that it is ready.
+    pub(crate) async fn announcement<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
+        let mut line = String::new();
+        let stdout = self.stdout.as_mut().context("the program's output is not read")?;
+        let mut limited = stdout.take(LINE_LIMIT);
+        match tokio::time::timeout(START_LIMIT, limited.read_line(&mut line)).await {
+            Err(_) => {
+                let message = format!("{} is not ready after {START_LIMIT:?}", self.name);
+                Err(Failure::failed(message).next(format!("See {}.", self.log.display())).into())
+            }
+            Ok(Err(error)) => Err(error).with_context(|| format!("cannot hear {}", self.name)),
+            Ok(Ok(0)) => Err(self.died().await),
+            Ok(Ok(_)) => serde_json::from_str(&line)
+                .with_context(|| format!("{} announced something else than JSON", self.name)),
+        }
+    }
+
+    /// Waits until the program ends, which it should not, and says why.
+    pub(crate) async fn died(&mut self) -> anyhow::Error {
+        match self.process.wait().await {
+            Ok(status) => ended(self.name, status, &self.log).into(),
+            Err(error) => anyhow::Error::new(error).context(format!("cannot watch {}", self.name)),
+        }
+    }
+
+    /// Asks it to end, waits, and ends it after that.
+    pub(crate) async fn stop(&mut self, limit: Duration) {
+        let pid = self.process.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        let Some(pid) = pid else { return };
+        // It may have ended in this moment, which is what is asked for.
+        kill_process(pid, Signal::TERM).ok();
+        if tokio::time::timeout(limit, self.process.wait()).await.is_err() {
+            crate::output::note(&format!("{} did not end within {limit:?} and is killed.", self.name));
+            self.kill().await;
+        }
+    }
+
+    /// Ends it at once.
+    pub(crate) async fn kill(&mut self) {
+        drop(self.process.kill().await);
+    }
+}
+
+fn ended(name: &str, status: ExitStatus, log: &Path) -> Failure {
+    let tail = tail(log).unwrap_or_default();
+    let tail = if tail.is_empty() { tail } else { format!("; the end of its log:\n{tail}") };
+    Failure::failed(format!("{name} has ended ({status}){tail}")).next(format!("Its log: {}", log.display()))
+}
+
+fn open_log(path: &Path) -> anyhow::Result<File> {
+    if std::fs::metadata(path).is_ok_and(|file| file.len() > LOG_LIMIT) {
+        std::fs::rename(path, path.with_extension("log.1"))
+            .with_context(|| format!("cannot put {} aside", path.display()))?;
+    }
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+    log.with_context(|| format!("cannot open {}", path.display()))
+}
+
+fn tail(path: &Path) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    let start = file.metadata()?.len().saturating_sub(TAIL_BYTES);
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    let skipped = lines.len().saturating_sub(TAIL_LINES);
+    let lines: Vec<String> = lines.into_iter().skip(skipped).map(|line| format!("    {line}")).collect();
+    Ok(clean_lines(&lines.join("\n")))
+}
