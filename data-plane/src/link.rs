@@ -28,7 +28,7 @@ pub struct Link {
 
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
-pub enum LinkError {
+pub(crate) enum LinkError {
     /// The token.
     #[error("cannot read the proxy token from {path}")]
     Token {

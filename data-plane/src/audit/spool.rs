@@ -323,9 +323,11 @@ impl Shared {
 impl Book {
     fn depth(&self) -> u64 {
         let last = self.ring.back().map_or(self.stored, |held| held.sequence);
-        let waiting = last.saturating_sub(self.acknowledged);
+        if last <= self.acknowledged {
+            return 0;
+        }
         // Never none while one is left, though lost numbers below the acknowledged are counted off as well.
-        waiting.saturating_sub(self.lost_waiting).max(u64::from(waiting > 0))
+        (self.next - 1 - self.acknowledged).saturating_sub(self.lost_waiting).max(1)
     }
 
     fn fail(&mut self, error: &WriteError) {
