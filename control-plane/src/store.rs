@@ -1,7 +1,11 @@
 //! The database: Postgres or SQLite behind one `Db`, one statement text for both, transactions, migrations.
 //! The files below it hold the SQL; nothing here or there knows a rule.
 
+pub mod audit;
 pub mod changes;
+pub mod principals;
+pub mod proxies;
+pub mod servers;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

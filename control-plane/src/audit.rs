@@ -1,0 +1,234 @@
+//! The audit trail: takes in what proxies recorded, each record exactly once; notes our own acts in the
+//! transaction of the act; searches and follows it within the actor's tenant.
+
+mod tail;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use chrono::{DateTime, Duration, Utc};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use uuid::Uuid;
+use waffles_core::DEFAULT_TENANT;
+use waffles_core::audit::{Event, Outcome, micros};
+use waffles_core::policy::Permission;
+use waffles_core::wire;
+use waffles_proto::audit::v1 as pb;
+
+use crate::authz::OpCtx;
+use crate::error::Error;
+use crate::page::{Page, Paged};
+use crate::secrets::ProxyPeer;
+use crate::store::audit::{self as store, Place};
+use crate::store::{Db, Tx};
+
+pub use crate::store::audit::EventFilter;
+pub use tail::Tail;
+pub use waffles_core::audit::clean;
+
+/// Records a batch holds at the most.
+pub const MOST_RECORDS: usize = 1000;
+const MOST_PER_PAGE: u32 = 1000;
+/// Bytes of a short text of an event, and of a payload.
+const MOST_TEXT: usize = 2048;
+const MOST_PAYLOAD: usize = 256 * 1024;
+/// Names the list in cursors.
+const LIST: &str = "audit";
+
+/// Notes an administrative act in the transaction of the act: both happen, or neither. `resource` names what
+/// was acted upon, such as `server/demo`; `detail` holds no secret.
+pub async fn note(tx: &mut Tx, ctx: &OpCtx, action: &str, resource: &str, detail: Value) -> Result<(), Error> {
+    let principal = ctx.principal();
+    let event = Event {
+        tenant: ctx.tenant().to_owned(),
+        action: action.to_owned(),
+        principal_id: (!principal.id.is_nil()).then_some(principal.id),
+        principal_name: clean(&principal.name, MOST_TEXT),
+        api_key_id: ctx.key().map(|key| key.id.clone()).unwrap_or_default(),
+        client_ip: ctx.address().map(|address| address.to_string()).unwrap_or_default(),
+        // So that a search for a server also finds what was done to it.
+        server_name: resource.strip_prefix("server/").map(|name| clean(name, MOST_TEXT)).unwrap_or_default(),
+        resource: clean(resource, MOST_TEXT),
+        detail: detail.to_string(),
+        ..Event::new(ctx.request_id(), Utc::now())
+    };
+    Ok(store::insert(tx, &[(event, None)]).await?)
+}
+
+/// The audit trail.
+#[derive(Debug, Clone)]
+pub struct Audit {
+    db: Db,
+    /// Tenants that were there when last looked. They are never removed.
+    tenants: Arc<Mutex<HashSet<String>>>,
+    /// Counts what this process stored, so that those who follow need not wait for their next look.
+    stored: Arc<watch::Sender<u64>>,
+}
+
+impl Audit {
+    /// On a database.
+    pub fn new(db: Db) -> Self {
+        Self { db, tenants: Arc::default(), stored: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// How far a proxy's spool is stored.
+    pub async fn stored_through(&self, _peer: ProxyPeer, proxy: Uuid, spool: Uuid) -> Result<u64, Error> {
+        Ok(store::stored_through(&self.db, proxy, spool).await?)
+    }
+
+    /// Takes in a batch and says how far the spool is stored now. The row of the spool is locked from the look
+    /// at what is stored to the commit, so that of two streams of one proxy, or of one batch sent twice, each
+    /// record is stored once. A record that cannot be read is stored as one that says so.
+    pub async fn ingest(&self, _peer: ProxyPeer, proxy: Uuid, spool: Uuid, batch: pb::Batch) -> Result<u64, Error> {
+        if batch.events.len() > MOST_RECORDS {
+            return Err(Error::invalid("events", format!("must be at most {MOST_RECORDS}")));
+        }
+        let now = micros(Utc::now());
+        let mut events = Vec::with_capacity(batch.events.len());
+        for record in batch.events {
+            let sequence = record.sequence;
+            let event = match record.event.ok_or_else(|| "event: is missing".to_owned()).and_then(wire::event_from_proto) {
+                Ok(event) => self.admit(event, proxy, now).await?,
+                Err(problem) => malformed(proxy, now, sequence, &problem),
+            };
+            events.push((event, Some(Place { spool, sequence })));
+        }
+        let mut tx = self.db.begin().await?;
+        let before = store::lock_spool(&mut tx, proxy, spool).await?;
+        let mut through = before;
+        // In the order of the spool a record is new exactly when its number is above all that came before it.
+        events.retain(|(_, place)| {
+            let sequence = place.map_or(0, |place| place.sequence);
+            let new = sequence > through;
+            through = through.max(sequence);
+            new
+        });
+        store::insert(&mut tx, &events).await?;
+        store::advance_spool(&mut tx, proxy, spool, through, batch.lost).await?;
+        tx.commit().await?;
+        if through > before {
+            self.stored.send_modify(|stored| *stored += 1);
+        }
+        Ok(through)
+    }
+
+    /// Events of the actor's tenant, newest first. Payloads only for those who may see them.
+    pub async fn search(&self, ctx: &OpCtx, filter: &EventFilter, page: &Page) -> Result<Paged<Event>, Error> {
+        ctx.require(Permission::AuditRead)?;
+        check(filter)?;
+        let limit = page.limit(MOST_PER_PAGE)?;
+        let before: Option<(i64, Uuid)> = page.after(LIST)?;
+        let before = before.map(|(time, id)| Ok::<_, Error>((time_of(time)?, id))).transpose()?;
+        let mut events = store::search(&self.db, ctx.tenant(), filter, before, limit + 1).await?;
+        hide_payloads(ctx, &mut events);
+        Ok(Paged::cut(events, limit, LIST, |event| (event.occurred_at.timestamp_micros(), event.id)))
+    }
+
+    /// Follows the trail of the actor's tenant from now on.
+    pub async fn tail(&self, ctx: &OpCtx, filter: EventFilter) -> Result<Tail, Error> {
+        ctx.require(Permission::AuditRead)?;
+        check(&filter)?;
+        Tail::begin(self.db.clone(), ctx.clone(), filter, self.stored.subscribe()).await
+    }
+
+    /// Makes a proxy's event fit for the trail: texts that cannot forge lines, a time that can be true, a tenant
+    /// that exists. What does not exist is kept under the default tenant, whose operators run the proxies, and
+    /// says whose it claimed to be.
+    async fn admit(&self, mut event: Event, proxy: Uuid, now: DateTime<Utc>) -> Result<Event, Error> {
+        event.proxy_id = Some(proxy);
+        for text in [
+            &mut event.action,
+            &mut event.principal_name,
+            &mut event.api_key_id,
+            &mut event.client_ip,
+            &mut event.client_name,
+            &mut event.protocol_version,
+            &mut event.server_name,
+            &mut event.target,
+            &mut event.rule,
+            &mut event.reason,
+            &mut event.resource,
+        ] {
+            *text = clean(text, MOST_TEXT);
+        }
+        for payload in [&mut event.request_payload, &mut event.response_payload, &mut event.detail] {
+            *payload = clean(payload, MOST_PAYLOAD);
+        }
+        let mut claimed = serde_json::Map::new();
+        if event.occurred_at > now + Duration::days(1) || event.occurred_at.timestamp() < 0 {
+            claimed.insert("claimed_time".into(), event.occurred_at.to_rfc3339().into());
+            event.occurred_at = now;
+        }
+        if !self.is_tenant(&event.tenant).await? {
+            claimed.insert("claimed_tenant".into(), clean(&event.tenant, 64).into());
+            event.tenant = DEFAULT_TENANT.to_owned();
+        }
+        if !claimed.is_empty() {
+            if !event.detail.is_empty() {
+                claimed.insert("detail".into(), event.detail.into());
+            }
+            event.detail = Value::Object(claimed).to_string();
+        }
+        Ok(event)
+    }
+
+    async fn is_tenant(&self, tenant: &str) -> Result<bool, Error> {
+        if self.tenants.lock().contains(tenant) {
+            return Ok(true);
+        }
+        if !waffles_core::is_dns_label(tenant) {
+            return Ok(false);
+        }
+        let tenants: HashSet<String> = store::tenants(&self.db).await?.into_iter().collect();
+        let found = tenants.contains(tenant);
+        *self.tenants.lock() = tenants;
+        Ok(found)
+    }
+}
+
+/// What stands in place of a record that cannot be read. It keeps its place, so that the gap is no loss.
+fn malformed(proxy: Uuid, now: DateTime<Utc>, sequence: u64, problem: &str) -> Event {
+    Event {
+        tenant: DEFAULT_TENANT.to_owned(),
+        action: "audit.malformed".to_owned(),
+        outcome: Outcome::Internal,
+        reason: "malformed_record".to_owned(),
+        proxy_id: Some(proxy),
+        detail: json!({ "sequence": sequence, "problem": clean(problem, 200) }).to_string(),
+        ..Event::new(Uuid::now_v7(), now)
+    }
+}
+
+fn check(filter: &EventFilter) -> Result<(), Error> {
+    for (field, text) in [
+        ("principal", &filter.principal),
+        ("server", &filter.server),
+        ("target", &filter.target),
+        ("action", &filter.action),
+    ] {
+        if text.len() > MOST_TEXT || text.contains('\0') {
+            return Err(Error::invalid(field, format!("must have at most {MOST_TEXT} bytes and no NUL")));
+        }
+    }
+    if let (Some(since), Some(until)) = (filter.since, filter.until) {
+        if since >= until {
+            return Err(Error::invalid("until", "must be after `since`"));
+        }
+    }
+    Ok(())
+}
+
+fn time_of(micros: i64) -> Result<DateTime<Utc>, Error> {
+    DateTime::from_timestamp_micros(micros).ok_or_else(|| Error::invalid("cursor", "is not a cursor of this list"))
+}
+
+fn hide_payloads(ctx: &OpCtx, events: &mut [Event]) {
+    if !ctx.may(Permission::AuditPayloads) {
+        for event in events {
+            event.request_payload.clear();
+            event.response_payload.clear();
+        }
+    }
+}

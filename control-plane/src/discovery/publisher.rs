@@ -1,0 +1,287 @@
+//! The task that reads the revision log into memory, and the one that hears of other replicas' writes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use serde::Serialize;
+use sqlx::PgPool;
+use sqlx::postgres::PgListener;
+use uuid::Uuid;
+use waffles_core::seal::SealRing;
+use waffles_core::snapshot::{Kind, ResourceKey, Settings};
+use waffles_core::wire;
+use waffles_proto::discovery::v1 as pb;
+use waffles_runtime::admin::Gate;
+use waffles_runtime::drain::Drain;
+use waffles_runtime::task::{Driver, Task};
+use waffles_runtime::telemetry;
+
+use super::{Discovery, State};
+use crate::store::changes::{self, Change, Head};
+use crate::store::{Db, Tx, principals, servers};
+
+/// A read of the whole state may take longer than one of a row.
+const MOST: Duration = Duration::from_secs(30);
+/// More changes than this are cheaper to read as a whole.
+const MOST_CHANGES: usize = 500;
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// Why nothing was published.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PublishError {
+    /// The database failed.
+    #[error("the revision log cannot be read")]
+    Read(#[from] sqlx::Error),
+    /// The database took too long.
+    #[error("reading took longer than {} s", MOST.as_secs())]
+    Slow,
+    /// The database has no lineage yet.
+    #[error("the database is not set up")]
+    Empty,
+    /// Revisions went back within one lineage.
+    #[error(
+        "the database is at revision {found} but was at {known}: it was restored from an older state; \
+         run `waffles-control-plane new-lineage` on it, so that proxies take its state as another one"
+    )]
+    Restored {
+        /// What the database says.
+        found: u64,
+        /// What it said before.
+        known: u64,
+    },
+}
+
+/// Reads the revision log into memory.
+#[derive(Debug)]
+pub struct Publisher {
+    db: Db,
+    seal: SealRing,
+    settings: Arc<Settings>,
+    discovery: Discovery,
+    gate: Gate,
+    failing: bool,
+}
+
+/// What one run of the publisher did.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    revision: u64,
+    changes: usize,
+    whole: bool,
+    error: Option<String>,
+}
+
+impl Publisher {
+    /// How often the log is read without a poke: the most that a write of another replica is missed for.
+    pub const PERIOD: Duration = Duration::from_secs(5);
+
+    /// The gate opens with the first state.
+    pub fn new(db: Db, seal: SealRing, settings: Settings, discovery: Discovery, gate: Gate) -> Self {
+        Self { db, seal, settings: Arc::new(settings), discovery, gate, failing: false }
+    }
+
+    /// Its driver, which [`Discovery::poke`] wakes from now on.
+    pub fn driver(self) -> Driver<Self> {
+        let shared = Arc::clone(&self.discovery.shared);
+        let driver = Driver::new(self, Self::PERIOD);
+        if shared.poker.set(driver.poker()).is_err() {
+            tracing::warn!("a second publisher was made; only the first is woken");
+        }
+        driver
+    }
+
+    async fn refresh(&self) -> Result<(usize, bool), PublishError> {
+        let mut tx = self.db.begin_read().await?;
+        let head = changes::head(&mut tx).await?;
+        if head.lineage.is_empty() {
+            return Err(PublishError::Empty);
+        }
+        let (lineage, known) = (self.discovery.lineage(), self.discovery.revision());
+        if head.lineage != lineage || known < head.floor {
+            return self.load(&mut tx, head).await.map(|count| (count, true));
+        }
+        if head.revision < known {
+            return Err(PublishError::Restored { found: head.revision, known });
+        }
+        if head.revision == known {
+            return Ok((0, false));
+        }
+        let changed = changes::since(&mut tx, known).await?;
+        if changed.len() > MOST_CHANGES {
+            return self.load(&mut tx, head).await.map(|count| (count, true));
+        }
+        self.follow(&mut tx, &head, changed).await.map(|count| (count, false))
+    }
+
+    /// Reads everything, from one moment.
+    async fn load(&self, tx: &mut Tx, head: Head) -> Result<usize, PublishError> {
+        let log = changes::since(tx, 0).await?;
+        let revisions: HashMap<&ResourceKey, u64> = log.iter().map(|change| (&change.key, change.revision)).collect();
+        let mut state = State::new(head.lineage, head.floor);
+        let mut put = |key: ResourceKey, resource: pb::Resource| {
+            let revision = revisions.get(&key).copied();
+            state.put(key, revision, resource);
+        };
+        put(settings_key(), wire::settings_resource(&self.settings));
+        for key in principals::token_keys(tx).await? {
+            put(ResourceKey::new(Kind::TokenKey, &key.kid), wire::token_key_resource(&key));
+        }
+        for principal in principals::principals(tx).await? {
+            put(ResourceKey::new(Kind::Principal, principal.id.to_string()), wire::principal_resource(&principal));
+        }
+        for (key, hash) in principals::live_keys(tx, Utc::now()).await? {
+            put(ResourceKey::new(Kind::ApiKey, &key.id), wire::key_resource(&key, &hash));
+        }
+        for row in servers::load(tx, None).await? {
+            if let Some((key, resource)) = self.server(row) {
+                put(key, resource);
+            }
+        }
+        for change in &log {
+            if state.resource(&change.key).is_none() && (change.removed || is_right(change.key.kind)) {
+                state.remove(change.key.clone(), change.revision);
+            }
+        }
+        state.advance(head.revision);
+        let count = log.len();
+        self.discovery.publish(|published| *published = state);
+        Ok(count)
+    }
+
+    /// Takes in what changed since the last time.
+    async fn follow(&self, tx: &mut Tx, head: &Head, changed: Vec<Change>) -> Result<usize, PublishError> {
+        let ids: Vec<Uuid> = changed
+            .iter()
+            .filter(|change| change.key.kind == Kind::Server && !change.removed)
+            .filter_map(|change| change.key.id.parse().ok())
+            .collect();
+        let mut found: HashMap<ResourceKey, pb::Resource> = HashMap::new();
+        if !ids.is_empty() {
+            found.extend(servers::load(tx, Some(&ids)).await?.into_iter().filter_map(|row| self.server(row)));
+        }
+        for change in changed.iter().filter(|change| !change.removed) {
+            let key = &change.key;
+            let resource = match key.kind {
+                Kind::Server => None,
+                Kind::Settings => Some(wire::settings_resource(&self.settings)),
+                Kind::TokenKey => principals::token_key(tx, &key.id).await?.as_ref().map(wire::token_key_resource),
+                Kind::ApiKey => principals::key_and_hash(tx, &key.id).await?.map(|(k, hash)| wire::key_resource(&k, &hash)),
+                Kind::Principal => match key.id.parse() {
+                    Ok(id) => principals::principal(tx, id).await?.as_ref().map(wire::principal_resource),
+                    Err(_) => None,
+                },
+            };
+            found.extend(resource.map(|resource| (key.clone(), resource)));
+        }
+        let count = changed.len();
+        self.discovery.publish(|state| {
+            for Change { revision, key, removed } in changed {
+                match found.remove(&key) {
+                    Some(resource) => state.put(key, Some(revision), resource),
+                    None if removed || is_right(key.kind) => state.remove(key, revision),
+                    // Not in the log as removed, so proxies keep the form that they have.
+                    None => tracing::error!(resource.kind = key.kind.as_str(), resource.id = key.id, "a changed resource cannot be read; proxies keep its last form"),
+                }
+            }
+            state.advance(head.revision);
+        });
+        Ok(count)
+    }
+
+    fn server(&self, row: servers::ServerRow) -> Option<(ResourceKey, pb::Resource)> {
+        let key = ResourceKey::new(Kind::Server, row.id().to_string());
+        match row.open(&self.seal) {
+            Ok(server) => Some((key, wire::server_resource(&server))),
+            Err(broken) => {
+                tracing::error!(server.name = broken.name, error = %broken, "a server is not published");
+                None
+            }
+        }
+    }
+}
+
+/// Whether a resource gives rights. One that is said to have changed and cannot be read then counts as gone,
+/// since a right that cannot be read is no right; that also covers a key that has ended.
+fn is_right(kind: Kind) -> bool {
+    matches!(kind, Kind::Principal | Kind::ApiKey | Kind::TokenKey)
+}
+
+fn settings_key() -> ResourceKey {
+    ResourceKey::new(Kind::Settings, "settings")
+}
+
+impl Task for Publisher {
+    const NAME: &'static str = "discovery";
+    type Report = Report;
+
+    async fn activate(&mut self) -> Report {
+        let result = tokio::time::timeout(MOST, self.refresh()).await.unwrap_or(Err(PublishError::Slow));
+        let revision = self.discovery.revision();
+        match result {
+            Ok((changes, whole)) => {
+                if std::mem::take(&mut self.failing) {
+                    tracing::info!(revision, "the revision log is read again");
+                }
+                if changes > 0 {
+                    tracing::info!(revision, changes, whole, "published a new configuration");
+                }
+                self.gate.open();
+                Report { revision, changes, whole, error: None }
+            }
+            Err(error) => {
+                let error = telemetry::chain(&error).to_string();
+                // Once for each outage, not once for each period.
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::error!(revision, error, "nothing new is published; proxies keep what they have");
+                }
+                Report { revision, changes: 0, whole: false, error: Some(error) }
+            }
+        }
+    }
+}
+
+/// Hears, on Postgres, of what other replicas wrote. The publisher's period covers for it while it is away.
+#[derive(Debug)]
+pub struct Listener {
+    pool: PgPool,
+    discovery: Discovery,
+}
+
+impl Listener {
+    /// On a pool, of which it takes one connection.
+    pub fn new(pool: PgPool, discovery: Discovery) -> Self {
+        Self { pool, discovery }
+    }
+
+    /// Listens until the drain.
+    pub async fn run(self, drain: Drain) {
+        tokio::select! {
+            () = drain.started() => {}
+            () = self.listen() => {}
+        }
+    }
+
+    async fn listen(&self) {
+        loop {
+            if let Err(error) = self.hear().await {
+                tracing::debug!(%error, "not listening for other replicas' writes at the moment");
+            }
+            tokio::time::sleep(LISTEN_AGAIN).await;
+        }
+    }
+
+    async fn hear(&self) -> sqlx::Result<()> {
+        let mut listener = PgListener::connect_with(&self.pool).await?;
+        listener.ignore_pool_close_event(true);
+        listener.listen(changes::CHANNEL).await?;
+        loop {
+            // What was written between two connections was not heard, hence the poke on each.
+            self.discovery.poke();
+            while listener.try_recv().await?.is_some() {
+                self.discovery.poke();
+            }
+        }
+    }
+}

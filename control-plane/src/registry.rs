@@ -1,0 +1,235 @@
+//! The registry: register, show, change and retire MCP servers. A change, its place in the revision log and
+//! its audit event are one transaction.
+
+use std::sync::Arc;
+
+use chrono::Utc;
+use serde_json::json;
+use uuid::Uuid;
+use waffles_core::FieldError;
+use waffles_core::audit::micros;
+use waffles_core::policy::Permission;
+use waffles_core::seal::SealRing;
+use waffles_core::server::{Credential, Server, Spec};
+use waffles_core::snapshot::{Kind, ResourceKey};
+
+use crate::audit;
+use crate::authz::OpCtx;
+use crate::discovery::Discovery;
+use crate::error::Error;
+use crate::page::{Page, Paged};
+use crate::store::servers::{self, Broken, NameClaim, ServerRow};
+use crate::store::{Db, Tx, changes};
+
+pub use crate::store::servers::ServerFilter;
+
+const MOST_PER_PAGE: u32 = 500;
+const MOST_TAGS: usize = 32;
+/// Names the list in cursors.
+const LIST: &str = "servers";
+
+/// The registered servers.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    db: Db,
+    seal: Arc<SealRing>,
+    discovery: Discovery,
+}
+
+impl Registry {
+    /// On a database, with the ring that credentials are sealed with.
+    pub fn new(db: Db, seal: SealRing, discovery: Discovery) -> Self {
+        Self { db, seal: Arc::new(seal), discovery }
+    }
+
+    /// Registers a server. A name that is taken, or that the audit trail knows as another server's, is refused.
+    pub async fn create(&self, ctx: &OpCtx, spec: Spec, credential: Credential, enabled: bool) -> Result<Server, Error> {
+        ctx.require(Permission::ServersWrite)?;
+        check(&spec, Some(&credential))?;
+        let now = micros(Utc::now());
+        let server = Server {
+            id: Uuid::now_v7(),
+            tenant: ctx.tenant().to_owned(),
+            spec,
+            credential,
+            enabled,
+            version: 1,
+            created_at: now,
+            updated_at: now,
+        };
+        let name = &server.spec.name;
+        let sealed = servers::seal(&self.seal, server.id, &server.credential)?;
+        let mut tx = self.db.begin().await?;
+        match servers::claim_name(&mut tx, &server.tenant, name, server.id).await? {
+            NameClaim::Granted => {}
+            NameClaim::Taken => return Err(Error::Conflict(format!("there is a server {name} already"))),
+            NameClaim::Remembered => {
+                return Err(Error::Conflict(format!(
+                    "the name {name} was another server's and the audit trail still tells of it; choose another one"
+                )));
+            }
+        }
+        servers::insert(&mut tx, &server, &sealed).await?;
+        let detail = json!({
+            "id": server.id, "enabled": enabled, "credential": kind_of(&server.credential), "endpoints": urls(&server.spec),
+        });
+        self.finish(tx, ctx, "server.create", &server.spec.name, server.id, false, detail).await?;
+        Ok(server)
+    }
+
+    /// Servers of the actor's tenant by name.
+    pub async fn list(&self, ctx: &OpCtx, filter: &ServerFilter, page: &Page) -> Result<Paged<Server>, Error> {
+        ctx.require(Permission::ServersRead)?;
+        let limit = page.limit(MOST_PER_PAGE)?;
+        let after: Option<String> = page.after(LIST)?;
+        if filter.tags.len() > MOST_TAGS {
+            return Err(Error::invalid("tags", format!("must be at most {MOST_TAGS}")));
+        }
+        let part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if !filter.name_contains.chars().all(part) {
+            // No name has such a character.
+            return Ok(Paged { items: Vec::new(), next: String::new() });
+        }
+        let rows = servers::list(&self.db, ctx.tenant(), filter, after.as_deref(), limit + 1).await?;
+        let found: Vec<Server> = rows.into_iter().map(|row| self.open(row)).collect::<Result<_, _>>()?;
+        Ok(Paged::cut(found, limit, LIST, |server| server.spec.name.clone()))
+    }
+
+    /// One server of the actor's tenant.
+    pub async fn get(&self, ctx: &OpCtx, name: &str) -> Result<Server, Error> {
+        ctx.require(Permission::ServersRead)?;
+        let row = servers::get(&self.db, ctx.tenant(), name).await?;
+        self.open(row.ok_or_else(|| missing(name))?)
+    }
+
+    /// Replaces the specification of a server that is still at the version given. Without a credential the
+    /// present one stays.
+    pub async fn update(
+        &self,
+        ctx: &OpCtx,
+        spec: Spec,
+        credential: Option<Credential>,
+        version: u64,
+    ) -> Result<Server, Error> {
+        ctx.require(Permission::ServersWrite)?;
+        let mut tx = self.db.begin().await?;
+        // Whether it exists comes before whether the rest is right, so that a wrong name is told as one.
+        let row = servers::find(&mut tx, ctx.tenant(), &spec.name).await?;
+        let before = self.open(row.ok_or_else(|| missing(&spec.name))?)?;
+        check(&spec, credential.as_ref())?;
+        let sealed = credential.as_ref().map(|c| servers::seal(&self.seal, before.id, c)).transpose()?;
+        let row = servers::update(&mut tx, ctx.tenant(), &spec, sealed, version, micros(Utc::now())).await?;
+        let Some(row) = row else {
+            return Err(match servers::find(&mut tx, ctx.tenant(), &spec.name).await? {
+                Some(row) => Error::Stale { current: self.open(row)?.version },
+                None => missing(&spec.name),
+            });
+        };
+        let server = self.open(row)?;
+        let mut changed = differences(&before.spec, &server.spec);
+        changed.extend(credential.is_some().then_some("credential"));
+        let detail = json!({ "id": server.id, "version": server.version, "changed": changed });
+        self.finish(tx, ctx, "server.update", &server.spec.name, server.id, false, detail).await?;
+        Ok(server)
+    }
+
+    /// Lets calls reach a server, or stops them. Nothing happens where it is so already.
+    pub async fn set_enabled(&self, ctx: &OpCtx, name: &str, enabled: bool) -> Result<Server, Error> {
+        ctx.require(Permission::ServersWrite)?;
+        let mut tx = self.db.begin().await?;
+        let Some(row) = servers::set_enabled(&mut tx, ctx.tenant(), name, enabled, micros(Utc::now())).await? else {
+            let row = servers::find(&mut tx, ctx.tenant(), name).await?;
+            return self.open(row.ok_or_else(|| missing(name))?);
+        };
+        let server = self.open(row)?;
+        let action = if enabled { "server.enable" } else { "server.disable" };
+        let detail = json!({ "id": server.id, "version": server.version });
+        self.finish(tx, ctx, action, name, server.id, false, detail).await?;
+        Ok(server)
+    }
+
+    /// Retires a server. Its name stays taken as long as the audit trail tells of it.
+    pub async fn delete(&self, ctx: &OpCtx, name: &str) -> Result<(), Error> {
+        ctx.require(Permission::ServersWrite)?;
+        let mut tx = self.db.begin().await?;
+        let id = servers::delete(&mut tx, ctx.tenant(), name, micros(Utc::now())).await?;
+        let id = id.ok_or_else(|| missing(name))?;
+        self.finish(tx, ctx, "server.delete", name, id, true, json!({ "id": id })).await
+    }
+
+    /// How many servers the actor's tenant has.
+    pub async fn count(&self, ctx: &OpCtx) -> Result<u64, Error> {
+        ctx.require(Permission::StatusRead)?;
+        Ok(servers::count(&self.db, ctx.tenant()).await?)
+    }
+
+    /// The end of every change: the audit event, the revision log, the commit, and proxies hear of it.
+    #[allow(clippy::too_many_arguments, reason = "one place that every change ends in")]
+    async fn finish(
+        &self,
+        mut tx: Tx,
+        ctx: &OpCtx,
+        action: &str,
+        name: &str,
+        id: Uuid,
+        removed: bool,
+        detail: serde_json::Value,
+    ) -> Result<(), Error> {
+        audit::note(&mut tx, ctx, action, &format!("server/{name}"), detail).await?;
+        changes::append(&mut tx, &ResourceKey::new(Kind::Server, id.to_string()), removed).await?;
+        tx.commit().await?;
+        self.discovery.poke();
+        Ok(())
+    }
+
+    fn open(&self, row: ServerRow) -> Result<Server, Error> {
+        row.open(&self.seal).map_err(|broken: Broken| Error::internal(broken))
+    }
+}
+
+fn check(spec: &Spec, credential: Option<&Credential>) -> Result<(), Error> {
+    let mut problems: Vec<FieldError> = spec.problems();
+    problems.extend(credential.into_iter().flat_map(Credential::problems));
+    if problems.is_empty() { Ok(()) } else { Err(Error::Invalid(problems)) }
+}
+
+fn missing(name: &str) -> Error {
+    Error::NotFound(format!("server {}", audit::clean(name, 64)))
+}
+
+fn kind_of(credential: &Credential) -> &'static str {
+    match credential {
+        Credential::None => "none",
+        Credential::Bearer { .. } => "bearer",
+        Credential::Basic { .. } => "basic",
+        Credential::Header { .. } => "header",
+    }
+}
+
+/// Addresses for the audit, without their query, where people put secrets.
+fn urls(spec: &Spec) -> Vec<String> {
+    let plain = |url: &url::Url| {
+        let mut url = url.clone();
+        url.set_query(None);
+        url.to_string()
+    };
+    spec.endpoints.iter().map(|endpoint| plain(&endpoint.url)).collect()
+}
+
+/// Names of the fields that differ.
+fn differences(before: &Spec, after: &Spec) -> Vec<&'static str> {
+    [
+        ("description", before.description != after.description),
+        ("tags", before.tags != after.tags),
+        ("transport", before.transport != after.transport),
+        ("endpoints", before.endpoints != after.endpoints),
+        ("timeouts", before.timeouts != after.timeouts),
+        ("tools", before.tools != after.tools),
+        ("audit", before.audit != after.audit),
+        ("capture", before.capture != after.capture),
+        ("redact", before.redact != after.redact),
+    ]
+    .into_iter()
+    .filter_map(|(field, differs)| differs.then_some(field))
+    .collect()
+}

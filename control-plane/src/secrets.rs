@@ -1,0 +1,243 @@
+//! The secrets that this program keeps itself: the master key, from which the keys for hashing, sealing and
+//! sessions are derived once at start, and the token that proxies show. Both live in files, never in the
+//! database, so that a stolen dump opens nothing.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::{constant_time, digest, hkdf, rand};
+use uuid::Uuid;
+use waffles_core::credential::random_text;
+use waffles_core::seal::{SealKey, SealRing};
+use zeroize::Zeroizing;
+
+/// What every proxy token begins with.
+pub const PROXY_TOKEN_PREFIX: &str = "wfp_";
+const PROXY_TOKEN_RANDOM: usize = 43;
+/// Bytes of the longest secret file that makes sense.
+const MOST: u64 = 4096;
+
+/// Why a secret cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The file cannot be read or made.
+    #[error("{what}: cannot use {path}")]
+    File {
+        /// The flag that names it.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file holds something else.
+    #[error("{what}: {path} must hold {wanted}")]
+    Form {
+        /// The flag that names it.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What it should hold.
+        wanted: &'static str,
+    },
+    /// The system gave no random numbers.
+    #[error("the system gave no random numbers")]
+    Random,
+}
+
+/// The keys that come from the master key.
+#[derive(Clone)]
+pub struct Secrets {
+    /// Makes the hashes of API keys.
+    pub pepper: [u8; 32],
+    /// Seals what is secret in the database.
+    pub seal: SealRing,
+    /// Seals session ids; proxies get it.
+    pub session_seal: SealRing,
+    fingerprint: String,
+}
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Secrets").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+    }
+}
+
+impl Secrets {
+    /// Reads the master key, 32 bytes in hexadecimal, or makes one where there is no file.
+    pub fn load(path: &Path) -> Result<Self, SecretError> {
+        const WHAT: &str = "master-key-file";
+        let text = read_or_make(WHAT, path, || {
+            let mut key = Zeroizing::new([0; 32]);
+            rand::fill(&mut *key).map_err(|_| SecretError::Random)?;
+            Ok(Zeroizing::new(hex(&*key)))
+        })?;
+        let wanted = "64 hexadecimal digits";
+        let key = unhex(text.trim()).ok_or(SecretError::Form { what: WHAT, path: path.to_owned(), wanted })?;
+        Ok(Self::from_master(&key))
+    }
+
+    /// Derives the keys.
+    pub fn from_master(master: &[u8; 32]) -> Self {
+        let root = hkdf::Salt::new(hkdf::HKDF_SHA256, b"waffles control plane").extract(master);
+        let derive = |purpose: &str| {
+            let mut key = [0; 32];
+            root.expand(&[purpose.as_bytes()], hkdf::HKDF_SHA256)
+                .and_then(|okm| okm.fill(&mut key))
+                .expect("HKDF-SHA-256 gives 32 bytes");
+            key
+        };
+        let ring = |purpose| SealRing::new(vec![SealKey::new(1, &Zeroizing::new(derive(purpose)))]);
+        let fingerprint = derive("fingerprint 1");
+        Self {
+            pepper: derive("api-key pepper 1"),
+            seal: ring("seal at rest 1"),
+            session_seal: ring("seal sessions 1"),
+            fingerprint: hex(fingerprint.get(..8).unwrap_or_default()),
+        }
+    }
+
+    /// Tells master keys apart and gives nothing of them away; stored in the database.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}
+
+/// The secret that proxies show. Only its digest is kept, and digests are compared in constant time, so that
+/// neither content nor length of a wrong one can be felt out.
+#[derive(Clone)]
+pub struct ProxyToken(digest::Digest);
+
+impl std::fmt::Debug for ProxyToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ProxyToken(..)")
+    }
+}
+
+/// A caller that showed the proxies' secret. Services that serve proxies ask for one.
+#[derive(Debug, Clone, Copy)]
+pub struct ProxyPeer(());
+
+impl ProxyToken {
+    /// Reads the token, or makes one where there is no file.
+    pub fn load(path: &Path) -> Result<Self, SecretError> {
+        const WHAT: &str = "proxy-token-file";
+        let text = read_or_make(WHAT, path, || {
+            let random = random_text(PROXY_TOKEN_RANDOM).map_err(|_| SecretError::Random)?;
+            Ok(Zeroizing::new(format!("{PROXY_TOKEN_PREFIX}{random}")))
+        })?;
+        let token = text.trim();
+        let random = token.strip_prefix(PROXY_TOKEN_PREFIX).unwrap_or_default();
+        if random.len() < PROXY_TOKEN_RANDOM || !random.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            let wanted = "`wfp_` and at least 43 letters and digits";
+            return Err(SecretError::Form { what: WHAT, path: path.to_owned(), wanted });
+        }
+        Ok(Self(digest::digest(&digest::SHA256, token.as_bytes())))
+    }
+
+    /// Lets a caller in that shows the token.
+    pub fn admit(&self, shown: &str) -> Option<ProxyPeer> {
+        let shown = digest::digest(&digest::SHA256, shown.as_bytes());
+        constant_time::verify_slices_are_equal(self.0.as_ref(), shown.as_ref()).ok().map(|()| ProxyPeer(()))
+    }
+}
+
+/// Reads a secret file, or makes it, readable by its owner only. Of two processes that make it at the same
+/// moment one wins and both read the winner's, since a link to a name that exists fails.
+fn read_or_make(
+    what: &'static str,
+    path: &Path,
+    make: impl FnOnce() -> Result<Zeroizing<String>, SecretError>,
+) -> Result<Zeroizing<String>, SecretError> {
+    let failed = |source| SecretError::File { what, path: path.to_owned(), source };
+    if !path.try_exists().map_err(failed)? {
+        let secret = make()?;
+        let draft = path.with_extension(format!("{}.tmp", Uuid::now_v7().simple()));
+        let written = write_private(&draft, secret.as_bytes()).and_then(|()| match std::fs::hard_link(&draft, path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            result => result,
+        });
+        if let Err(error) = std::fs::remove_file(&draft) {
+            tracing::debug!(%error, "a draft of a secret file was not there to remove");
+        }
+        written.map_err(failed)?;
+    }
+    let file = std::fs::File::open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.permissions().mode() & 0o007 != 0 {
+        tracing::warn!(file = %path.display(), "a secret file can be read by every user of this machine; `chmod 600` it");
+    }
+    let mut text = Zeroizing::new(String::new());
+    file.take(MOST).read_to_string(&mut text).map_err(failed)?;
+    Ok(text)
+}
+
+fn write_private(path: &Path, secret: &[u8]) -> std::io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(secret)?;
+    file.write_all(b"\n")?;
+    file.sync_all()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<Zeroizing<[u8; 32]>> {
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    let mut key = Zeroizing::new([0; 32]);
+    for (i, byte) in key.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok()?;
+    }
+    Some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_made_once_and_privately() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("master.key");
+        let first = Secrets::load(&path).unwrap();
+        let again = Secrets::load(&path).unwrap();
+        assert_eq!(first.fingerprint(), again.fingerprint());
+        assert_eq!(first.pepper, again.pepper);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "a draft was left behind");
+        assert_ne!(Secrets::from_master(&[1; 32]).fingerprint(), first.fingerprint());
+    }
+
+    #[test]
+    fn a_file_that_is_no_secret_is_refused_by_the_name_of_its_flag() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        std::fs::write(&path, "changeme").unwrap();
+        assert!(Secrets::load(&path).unwrap_err().to_string().contains("master-key-file"));
+        assert!(ProxyToken::load(&path).unwrap_err().to_string().contains("proxy-token-file"));
+    }
+
+    #[test]
+    fn only_the_whole_proxy_token_is_let_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("proxy.token");
+        let token = ProxyToken::load(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let text = text.trim();
+        assert!(token.admit(text).is_some());
+        for wrong in ["", "wfp_", &text[..text.len() - 1], &format!("{text}x")] {
+            assert!(token.admit(wrong).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn purposes_have_keys_of_their_own() {
+        let secrets = Secrets::from_master(&[7; 32]);
+        let sealed = secrets.seal.seal(b"p", b"v").unwrap();
+        assert!(secrets.session_seal.open(b"p", &sealed).is_err());
+    }
+}
