@@ -92,6 +92,7 @@ async fn examine(global: &Global, report: &mut Report) {
         Ok(_) => {}
         Err(error) => report.failure("credential", error),
     }
+    let serves = check_data_plane(mcp.as_deref(), report).await;
     let Ok(credential) = credential else { return };
     let names = match check_identity(global, report).await {
         Some(client) => {
@@ -100,9 +101,10 @@ async fn examine(global: &Global, report: &mut Report) {
         }
         None => Vec::new(),
     };
-    if check_data_plane(mcp.as_deref(), &credential, report).await {
+    let Some(mcp) = mcp.filter(|_| serves) else { return };
+    if check_door(&mcp, &credential, report).await {
         for name in names {
-            check_server(mcp.as_deref().unwrap_or_default(), &name, &credential, report).await;
+            check_server(&mcp, &name, &credential, report).await;
         }
     }
 }
@@ -275,8 +277,8 @@ async fn check_registry(client: &Client, report: &mut Report) -> Vec<String> {
     }
 }
 
-/// Whether it makes sense to go on to the servers.
-async fn check_data_plane(mcp: Option<&str>, credential: &SecretString, report: &mut Report) -> bool {
+/// Whether it makes sense to go on to the MCP endpoint.
+async fn check_data_plane(mcp: Option<&str>, report: &mut Report) -> bool {
     const NAME: &str = "data plane";
     let Some(mcp) = mcp else {
         report.skip(NAME, "the context does not say where it is (`wafflectl login --mcp URL`)");
@@ -288,14 +290,17 @@ async fn check_data_plane(mcp: Option<&str>, credential: &SecretString, report: 
         return false;
     };
     match get(&format!("{origin}/ready")).await {
-        Ok((200, ..)) => report.ok(NAME, format!("{origin} is ready")),
+        Ok((200, ..)) => {
+            report.ok(NAME, format!("{origin} is ready"));
+            true
+        }
         Ok((status, body, _)) => {
             report.fail(
                 NAME,
                 format!("{origin}/ready answers {status} {body}"),
                 "It has no configuration yet or is draining: check its way to the control plane.",
             );
-            return false;
+            false
         }
         Err(error) => {
             report.fail(
@@ -303,10 +308,9 @@ async fn check_data_plane(mcp: Option<&str>, credential: &SecretString, report: 
                 format!("{origin}: {error}"),
                 "Check that it runs, and the address in the context.",
             );
-            return false;
+            false
         }
     }
-    check_door(mcp, credential, report).await
 }
 
 /// The endpoint must refuse a stranger and know the credential. Which server it is asked for does not matter:

@@ -98,10 +98,12 @@ pub(crate) async fn login(global: &Global, args: LoginArgs) -> anyhow::Result<()
     let contexts = store.load()?;
     let name = contexts.chosen(global).unwrap_or_else(|| DEFAULT_CONTEXT.to_owned());
     let mut context = contexts.contexts.get(&name).cloned().unwrap_or_default();
-    // Where the tenant or the place changes, what was known of the old one no longer holds.
-    let moved = args.grpc.as_ref().is_some_and(|grpc| *grpc != context.grpc);
-    if moved && !context.grpc.is_empty() {
-        context = Context::default();
+    // Its key would be lost, and may be the only one there is.
+    if let Some(grpc) = args.grpc.as_ref().filter(|grpc| !context.grpc.is_empty() && **grpc != context.grpc) {
+        let message = format!("context {name} is for {}, not {grpc}", context.grpc);
+        return Err(Failure::usage(message)
+            .next(format!("Name a context for it: `wafflectl --context NAME login --grpc {grpc}`."))
+            .into());
     }
     context.grpc = args.grpc.clone().unwrap_or(context.grpc);
     context.http = args.http.clone().or(context.http);

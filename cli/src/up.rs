@@ -42,6 +42,8 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 /// How long a port of a Waffles that just ended may stay taken.
 const PORT_LIMIT: Duration = Duration::from_secs(2);
+/// How long after a failed start it may take to see that a program has died.
+const DEATH_LIMIT: Duration = Duration::from_millis(300);
 /// The data plane drains first, so that what it recorded last still reaches the control plane.
 const DATA_PLANE_GRACE: Duration = Duration::from_secs(20);
 const CONTROL_PLANE_GRACE: Duration = Duration::from_secs(10);
@@ -207,7 +209,14 @@ struct Starter<'a> {
 impl Starter<'_> {
     /// Starts everything, says so, and watches until something ends.
     async fn serve(&self, planes: &mut Planes) -> anyhow::Result<()> {
-        let up = self.start(planes).await?;
+        let up = match self.start(planes).await {
+            Ok(up) => up,
+            // When a program has died, that says more than the request which it left unanswered.
+            Err(error) => {
+                let died = tokio::time::timeout(DEATH_LIMIT, planes.died()).await;
+                return Err(died.unwrap_or(error));
+            }
+        };
         match self.global.output {
             Format::Table => line(&self.welcome(&up))?,
             Format::Json => print_one(Format::Json, &up)?,
