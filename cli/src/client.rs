@@ -242,3 +242,6 @@ impl Client {
         ProxyServiceClient::new(self.wire())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 //! One thread is enough, and `up` needs it: the kernel ties its children to the thread that started them.
 
 mod args;
+mod ask;
 mod audit;
 mod call;
 mod client;

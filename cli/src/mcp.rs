@@ -6,11 +6,12 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::ValueEnum;
 use rmcp::model::{
-    ClientCapabilities, ClientConfig, Implementation, ProgressNotificationParam, ProtocolVersion,
+    ClientCapabilities, ClientConfig, ElicitRequestParams, ElicitResult, ElicitationAction, ErrorData,
+    Implementation, ProgressNotificationParam, ProtocolVersion,
 };
 use rmcp::service::{
-    ClientInitializeError, ClientLifecycleMode, ClientServiceExt as _, NotificationContext, RunningService,
-    ServiceError,
+    ClientInitializeError, ClientLifecycleMode, ClientServiceExt as _, NotificationContext, RequestContext,
+    RunningService, ServiceError,
 };
 use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
@@ -19,6 +20,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
 use crate::args::Global;
+use crate::ask;
 use crate::client::{Chosen, root};
 use crate::failure::Failure;
 use crate::output::{clean, note, shape};
@@ -40,13 +42,30 @@ pub(crate) enum Era {
     Stateless,
 }
 
-/// What wafflectl is as a client: it shows progress, and can be asked nothing.
+/// What wafflectl is as a client: it shows progress, and passes questions on where a person can answer.
 pub(crate) struct Listener;
 
 impl ClientHandler for Listener {
     fn get_info(&self) -> ClientConfig {
         let implementation = Implementation::new("wafflectl", env!("CARGO_PKG_VERSION"));
-        ClientConfig::new(ClientCapabilities::default(), implementation)
+        let mut capabilities = ClientCapabilities::default();
+        if ask::can_ask() {
+            capabilities = ClientCapabilities::builder().enable_elicitation().build();
+        }
+        ClientConfig::new(capabilities, implementation)
+    }
+
+    async fn create_elicitation(
+        &self,
+        request: ElicitRequestParams,
+        _context: RequestContext<RoleClient>,
+    ) -> Result<ElicitResult, ErrorData> {
+        if !ask::can_ask() {
+            return Ok(ElicitResult::new(ElicitationAction::Decline));
+        }
+        let answer = tokio::task::spawn_blocking(move || ask::ask(&request)).await;
+        // A prompt that was left with Ctrl-C or at the end of input is a refusal to answer.
+        Ok(answer.ok().and_then(Result::ok).unwrap_or_else(|| ElicitResult::new(ElicitationAction::Cancel)))
     }
 
     async fn on_progress(
@@ -151,7 +170,7 @@ fn refused() -> Failure {
         .next("See it with `wafflectl whoami`; log in again with `wafflectl login`.")
 }
 
-fn rpc_failure(error: &rmcp::ErrorData, server: &str) -> Failure {
+fn rpc_failure(error: &ErrorData, server: &str) -> Failure {
     let reason = error.data.as_ref().and_then(|data| data.get("reason")).and_then(Value::as_str);
     let reason = reason.map(|reason| format!(", reason {reason}")).unwrap_or_default();
     let message = clean(&error.message);
