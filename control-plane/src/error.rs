@@ -168,7 +168,8 @@ impl From<sqlx::Error> for Error {
 /// standby that takes no writes. SQLite: busy, locked.
 fn is_passing(code: &str) -> bool {
     ["08", "53"].iter().any(|class| code.len() == 5 && code.starts_with(class))
-        || ["57P01", "57P02", "57P03", "57014", "40001", "40P01", "25006", "5", "6", "261", "517"].contains(&code)
+        || ["57P01", "57P02", "57P03", "57014", "40001", "40P01", "25006", "5", "6", "261", "517"]
+            .contains(&code)
 }
 
 /// Whether a statement failed because a unique value is taken.

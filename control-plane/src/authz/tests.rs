@@ -46,7 +46,8 @@ fn row(table: &mut String, action: &str, rule: Rule) {
 
 #[test]
 fn who_may_do_what() {
-    let mut table = String::from("# Who may do what. Written by the test `who_may_do_what` with UPDATE_GOLDEN=1.\n");
+    let mut table =
+        String::from("# Who may do what. Written by the test `who_may_do_what` with UPDATE_GOLDEN=1.\n");
     for (method, path, rule) in ROUTES {
         row(&mut table, &format!("{method} {path}"), *rule);
     }

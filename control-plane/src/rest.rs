@@ -1,0 +1,189 @@
+//! The REST door: the route table, the OpenAPI document made from the same code, and the checks that every
+//! request passes. Handlers decode, call one service function and encode.
+
+mod extract;
+mod host;
+mod identity;
+mod observe;
+mod problem;
+mod servers;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use http::{HeaderValue, Method, StatusCode, header};
+use tokio::time::Instant;
+use utoipa::OpenApi as _;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue};
+use utoipa::openapi::{ContentBuilder, OpenApi, Ref, ResponseBuilder};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::audit::Audit;
+use crate::authz::{self, Rule};
+use crate::identity::Identity;
+use crate::proxies::Proxies;
+use crate::registry::Registry;
+use crate::store::Db;
+
+pub use host::Hosts;
+use problem::Problem;
+
+/// When to ask again for what is usually back at once.
+const SOON: Duration = Duration::from_secs(1);
+const OPENAPI_PATH: &str = "/api/v1/openapi.json";
+
+/// The services that handlers call.
+#[derive(Clone)]
+#[expect(missing_docs, reason = "each field is the service of its name")]
+pub struct Services {
+    pub db: Db,
+    pub identity: Identity,
+    pub registry: Registry,
+    pub audit: Audit,
+    pub proxies: Proxies,
+}
+
+/// What handlers and checks see.
+struct Door {
+    services: Services,
+    hosts: Hosts,
+    started: Instant,
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "Waffles control plane",
+        description = "Registry, identity and audit of a Waffles gateway. Every refusal is a problem document \
+            (RFC 9457) that names the wrong fields and carries the request id.",
+        license(name = "MIT", identifier = "MIT")
+    ),
+    tags(
+        (name = "auth", description = "Sessions"),
+        (name = "api-keys", description = "Keys for programs"),
+        (name = "servers", description = "Registered MCP servers"),
+        (name = "audit", description = "What happened"),
+        (name = "proxies", description = "Running data planes"),
+        (name = "status", description = "How the control plane is doing")
+    ),
+    components(schemas(problem::ProblemBody))
+)]
+struct Document;
+
+/// The REST door. Connections put the peer's address into the requests' extensions as
+/// `axum::extract::ConnectInfo<SocketAddr>`; without it log-ins of all addresses share one limit, and keys
+/// that are bound to addresses are refused.
+pub fn router(services: Services, hosts: Hosts) -> Router {
+    let door = Arc::new(Door { services, hosts, started: Instant::now() });
+    let (routes, document) = parts();
+    let text: Arc<str> = print(&document).into();
+    routes
+        .route(OPENAPI_PATH, get(move || openapi_json(text.clone())))
+        .method_not_allowed_fallback(method_not_allowed)
+        .route_layer(from_fn_with_state(door.clone(), extract::guard))
+        .fallback(not_found)
+        .layer(from_fn_with_state(door.clone(), extract::frame))
+        .with_state(door)
+}
+
+/// The OpenAPI document as it is published.
+pub fn openapi() -> String {
+    print(&parts().1)
+}
+
+fn parts() -> (Router<Arc<Door>>, OpenApi) {
+    let (routes, mut document) = OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(observe::health))
+        .routes(routes!(observe::ready))
+        .routes(routes!(identity::login))
+        .routes(routes!(identity::refresh))
+        .routes(routes!(identity::logout))
+        .routes(routes!(identity::me))
+        .routes(routes!(servers::list, servers::create))
+        .routes(routes!(servers::get, servers::update, servers::delete))
+        .routes(routes!(servers::enable))
+        .routes(routes!(servers::disable))
+        .routes(routes!(identity::list_keys, identity::create_key))
+        .routes(routes!(identity::get_key, identity::revoke_key))
+        .routes(routes!(observe::search))
+        .routes(routes!(observe::list_proxies))
+        .routes(routes!(observe::get_proxy))
+        .routes(routes!(observe::status))
+        .split_for_parts();
+    complete(&mut document);
+    (routes, document)
+}
+
+/// Adds to every operation what is the same everywhere or stands in the table of rights: the form of refusals,
+/// the credentials, the permission.
+fn complete(document: &mut OpenApi) {
+    let components = document.components.get_or_insert_default();
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("API key or access token"));
+    components.add_security_scheme("bearer", SecurityScheme::Http(bearer.build()));
+    let key = ApiKeyValue::with_description("x-api-key", "API key");
+    components.add_security_scheme("api_key", SecurityScheme::ApiKey(ApiKey::Header(key)));
+    for (path, item) in &mut document.paths.paths {
+        for (method, operation) in [
+            (Method::GET, &mut item.get),
+            (Method::POST, &mut item.post),
+            (Method::PUT, &mut item.put),
+            (Method::DELETE, &mut item.delete),
+        ] {
+            if let Some(operation) = operation {
+                describe(operation, authz::route_rule(&method, path));
+            }
+        }
+    }
+}
+
+fn describe(operation: &mut Operation, rule: Option<Rule>) {
+    let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+    let refusal = ResponseBuilder::new().description("Refused").content(problem::PROBLEM_TYPE, problem);
+    operation.responses.responses.insert("default".to_owned(), refusal.build().into());
+    let needs = match rule {
+        Some(Rule::Public) => {
+            operation.security = Some(Vec::new());
+            return;
+        }
+        Some(Rule::Authenticated) => "Needs any valid credential.".to_owned(),
+        Some(Rule::Needs(permission)) => format!("Needs `{}`.", permission.as_str()),
+        Some(Rule::NeedsEither(a, b)) => format!("Needs `{}` or `{}`.", a.as_str(), b.as_str()),
+        Some(Rule::Proxy) | None => "Nobody may.".to_owned(),
+    };
+    let no_scopes: [&str; 0] = [];
+    operation.security = Some(vec![
+        SecurityRequirement::new("bearer", no_scopes),
+        SecurityRequirement::new("api_key", no_scopes),
+    ]);
+    operation.description = Some(match operation.description.take() {
+        Some(text) if !text.is_empty() => format!("{text}\n\n{needs}"),
+        _ => needs,
+    });
+}
+
+fn print(document: &OpenApi) -> String {
+    // Made of texts and numbers only; the test of the published document would see an empty one.
+    serde_json::to_string_pretty(document).map(|text| text + "\n").unwrap_or_default()
+}
+
+async fn openapi_json(text: Arc<str>) -> Response {
+    let json = HeaderValue::from_static("application/json");
+    ([(header::CONTENT_TYPE, json)], text.to_string()).into_response()
+}
+
+async fn not_found() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+}
+
+async fn method_not_allowed() -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take this method")
+}
