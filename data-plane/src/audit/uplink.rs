@@ -211,7 +211,8 @@ impl<'a, H: Fn() -> pb::Health + Send + Sync> Stream<'a, H> {
                 () = tokio::time::sleep_until(self.waiting_since + RECEIPT_TIME), if !self.flights.is_empty() => {
                     return Err(LinkError::Timeout("the receipt for a batch"));
                 }
-                _ = health.tick() => {
+                // Under pressure records go first.
+                _ = health.tick(), if self.requests.capacity() > 1 => {
                     let health = (self.sender.health)();
                     send(&self.requests, RawRequest { health: Some(health), ..RawRequest::default() }).await?;
                 }

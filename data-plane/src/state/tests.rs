@@ -166,7 +166,7 @@ fn ten_thousand_servers_are_loaded_well_within_the_second_they_may_take() {
     Disk::open(dir.path()).unwrap().save(&snapshot("l", 1, 10_000)).unwrap();
     let start = tokio::time::Instant::now();
     assert_eq!(held(dir.path()), Some(("l".into(), 1)));
-    println!("loaded in {:?}", start.elapsed());
+    eprintln!("loaded in {:?}", start.elapsed());
 }
 
 #[tokio::test]

@@ -116,10 +116,10 @@ fn sync(shared: &Shared) -> bool {
         book.new_names |= new_names;
         let later = std::mem::replace(&mut book.unsynced, files);
         book.unsynced.extend(later);
-    } else if book.ring.is_empty() {
-        if let Some(failure) = book.failure.take() {
-            tracing::info!(failure, lost = book.lost, "audit records go to disk again");
-        }
+    } else if book.ring.is_empty()
+        && let Some(failure) = book.failure.take()
+    {
+        tracing::info!(failure, lost = book.lost, "audit records go to disk again");
     }
     shared.judge(&book);
     drop(book);
