@@ -93,7 +93,7 @@ impl Gateway {
             Err(reject) => {
                 let response = reject.response(exchange.id.as_ref(), exchange.record.id());
                 exchange.record.refuse(&reject, response.status().as_u16());
-                response
+                response.map(Body::full)
             }
         }
     }

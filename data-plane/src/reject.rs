@@ -12,8 +12,6 @@ use waffles_mcp::headers::HeaderError;
 use waffles_mcp::jsonrpc::{code, error_response};
 use waffles_mcp::{HeadError, Id, ParseError};
 
-use crate::stream::Body;
-
 /// The revisions that a stateless request may name.
 pub const SUPPORTED: [&str; 1] = ["2026-07-28"];
 
@@ -302,8 +300,8 @@ impl Reject {
     }
 
     /// The whole answer.
-    pub fn response(&self, id: Option<&Id>, request_id: Uuid) -> Response<Body> {
-        let mut response = Response::new(Body::full(self.message(id, request_id)));
+    pub fn response(&self, id: Option<&Id>, request_id: Uuid) -> Response<Bytes> {
+        let mut response = Response::new(self.message(id, request_id));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -248,6 +248,9 @@ impl Relay {
         let bytes = encode(&Event { data: bytes, ..event });
         self.terms.record.capture_response(self.terms.permit.entry(), message.result().as_deref());
         self.end(end, Some(bytes));
+        if let Some(lease) = self.lease.take() {
+            lease.recycle();
+        }
     }
 
     fn pass(&mut self, event: Event, data: Bytes) {
@@ -256,16 +259,14 @@ impl Relay {
         self.out.push_back(bytes);
     }
 
-    /// Completes the record, then lets the last bytes out.
+    /// Completes the record, then lets the last bytes out. The caller takes the lease: dropped, it tells the server
+    /// that nobody listens any more.
     fn end(&mut self, end: End, last: Option<Bytes>) {
         let record = &mut self.terms.record;
         record.note_answered();
         record.note_bytes(last.as_ref().map_or(0, Bytes::len));
         record.finish(end);
         self.out.extend(last);
-        if let Some(lease) = self.lease.take() {
-            if end.outcome == Outcome::UpstreamFailed { drop(lease) } else { lease.recycle() }
-        }
     }
 
     /// The server's stream is over without an answer.
@@ -277,6 +278,7 @@ impl Relay {
             let outcome = if cleanly { Outcome::Ok } else { Outcome::UpstreamFailed };
             let reason = if cleanly { "stream_closed" } else { UpstreamFault::BrokeOff.reason() };
             self.end(End { outcome, status: 200, code: 0, reason }, None);
+            self.lease = None;
         } else {
             self.fail(UpstreamFault::BrokeOff);
         }
