@@ -54,7 +54,7 @@ pub async fn note(tx: &mut Tx, ctx: &OpCtx, action: &str, resource: &str, detail
         detail: detail.to_string(),
         ..Event::new(ctx.request_id(), Utc::now())
     };
-    Ok(store::insert(tx, &[(event, None)]).await?)
+    Ok(store::insert(tx, &[(&event, None)]).await?)
 }
 
 /// The audit trail.
@@ -78,38 +78,70 @@ impl Audit {
         Ok(store::stored_through(&self.db, proxy, spool).await?)
     }
 
-    /// Takes in a batch and says how far the spool is stored now. The row of the spool is locked from the look
-    /// at what is stored to the commit, so that of two streams of one proxy, or of one batch sent twice, each
-    /// record is stored once. A record that cannot be read is stored as one that says so.
+    /// Takes in a batch and says how far the spool is stored now. A record that cannot be read, or that the
+    /// database will not have, is stored as one that says so: it must not hold up those behind it for ever.
     pub async fn ingest(&self, _peer: ProxyPeer, proxy: Uuid, spool: Uuid, batch: pb::Batch) -> Result<u64, Error> {
         if batch.events.len() > MOST_RECORDS {
             return Err(Error::invalid("events", format!("must be at most {MOST_RECORDS}")));
         }
         let now = micros(Utc::now());
-        let mut events = Vec::with_capacity(batch.events.len());
+        let mut records = Vec::with_capacity(batch.events.len());
         for record in batch.events {
             let sequence = record.sequence;
-            let event = match record.event.ok_or_else(|| "event: is missing".to_owned()).and_then(wire::event_from_proto) {
+            let event = record.event.ok_or_else(|| "event: is missing".to_owned()).and_then(wire::event_from_proto);
+            let event = match event {
                 Ok(event) => self.admit(event, proxy, now).await?,
                 Err(problem) => malformed(proxy, now, sequence, &problem),
             };
-            events.push((event, Some(Place { spool, sequence })));
+            records.push((event, Place { spool, sequence }));
         }
+        let through = match self.store(proxy, spool, &records, batch.lost).await {
+            Err(Error::Internal(cause)) if !records.is_empty() => {
+                tracing::error!(proxy.id = %proxy, error = %cause, "a batch cannot be stored whole; storing its records one by one");
+                self.store_each(proxy, spool, records, batch.lost).await?
+            }
+            result => result?,
+        };
+        self.stored.send_modify(|stored| *stored += 1);
+        Ok(through)
+    }
+
+    /// One transaction. The row of the spool is locked from the look at what is stored to the commit, so that of
+    /// two streams of one proxy, or of one batch sent twice, each record is stored once.
+    async fn store(&self, proxy: Uuid, spool: Uuid, records: &[(Event, Place)], lost: u64) -> Result<u64, Error> {
         let mut tx = self.db.begin().await?;
-        let before = store::lock_spool(&mut tx, proxy, spool).await?;
-        let mut through = before;
+        let mut through = store::lock_spool(&mut tx, proxy, spool).await?;
         // In the order of the spool a record is new exactly when its number is above all that came before it.
-        events.retain(|(_, place)| {
-            let sequence = place.map_or(0, |place| place.sequence);
-            let new = sequence > through;
-            through = through.max(sequence);
-            new
-        });
-        store::insert(&mut tx, &events).await?;
-        store::advance_spool(&mut tx, proxy, spool, through, batch.lost).await?;
+        let mut new = Vec::with_capacity(records.len());
+        for (event, place) in records {
+            if place.sequence > through {
+                through = place.sequence;
+                new.push((event, Some(*place)));
+            }
+        }
+        store::insert(&mut tx, &new).await?;
+        store::advance_spool(&mut tx, proxy, spool, through, lost).await?;
         tx.commit().await?;
-        if through > before {
-            self.stored.send_modify(|stored| *stored += 1);
+        Ok(through)
+    }
+
+    async fn store_each(
+        &self,
+        proxy: Uuid,
+        spool: Uuid,
+        records: Vec<(Event, Place)>,
+        lost: u64,
+    ) -> Result<u64, Error> {
+        let mut through = 0;
+        for (event, place) in records {
+            let time = event.occurred_at;
+            through = match self.store(proxy, spool, &[(event, place)], lost).await {
+                Err(Error::Internal(cause)) => {
+                    let event = malformed(proxy, time, place.sequence, &cause.to_string());
+                    self.store(proxy, spool, &[(event, place)], lost).await?
+                }
+                result => result?,
+            };
         }
         Ok(through)
     }

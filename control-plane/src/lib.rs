@@ -1,19 +1,28 @@
 //! The control plane: stores, decides, publishes. Modules in reading order.
 
+// Wiring.
+pub mod app;
+pub mod config;
+
+// The doors.
+pub mod grpc;
+mod http;
 pub mod rest;
 
-pub mod authz;
-pub mod registry;
-
-pub mod identity;
-
+// What is done, and by whom.
 pub mod audit;
+pub mod authz;
 pub mod discovery;
+pub mod identity;
 pub mod proxies;
+pub mod registry;
+pub mod upkeep;
 
+// What is stored.
 pub mod cache;
 pub mod store;
 
+// What all of them use.
 pub mod error;
 pub mod page;
 pub mod secrets;

@@ -210,6 +210,39 @@ impl Proxies {
         Ok(rows.into_iter().map(show).collect())
     }
 
+    /// Writes what changed. Also the last thing before the end, since streams end after the task.
+    pub async fn write(&self) -> RosterReport {
+        let now = micros(Utc::now());
+        let beat = now - TimeDelta::from_std(Roster::PERIOD).unwrap_or(FRESH);
+        let (mut rows, mut connected) = (Vec::new(), 0);
+        for entry in self.shared.live.lock().values_mut() {
+            if entry.streams > 0 {
+                connected += 1;
+                if entry.row.last_seen < beat {
+                    entry.row.last_seen = now;
+                    entry.dirty = true;
+                }
+            }
+            if std::mem::take(&mut entry.dirty) {
+                rows.push(entry.row.clone());
+            }
+        }
+        let result = store::put(&self.shared.db, &rows).await;
+        let mut live = self.shared.live.lock();
+        match &result {
+            Ok(()) => live.retain(|_, entry| entry.streams > 0 || entry.dirty),
+            Err(error) => {
+                tracing::warn!(%error, "how proxies are cannot be written at the moment");
+                for row in &rows {
+                    if let Some(entry) = live.get_mut(&row.id) {
+                        entry.dirty = true;
+                    }
+                }
+            }
+        }
+        RosterReport { written: rows.len(), connected, error: result.err().map(|error| error.to_string()) }
+    }
+
     fn rejection(&self, rejection: &pb::Rejection) -> RejectionDoc {
         let reference = rejection.resource.clone().unwrap_or_default();
         let (kind, name) = match wire::resource_key(&reference) {
@@ -364,36 +397,6 @@ impl Task for Roster {
 
     async fn activate(&mut self) -> RosterReport {
         tokio::time::sleep(Self::GATHER).await;
-        let now = micros(Utc::now());
-        let beat = now - TimeDelta::from_std(Self::PERIOD).unwrap_or(FRESH);
-        let (mut rows, mut connected) = (Vec::new(), 0);
-        for entry in self.proxies.shared.live.lock().values_mut() {
-            if entry.streams > 0 {
-                connected += 1;
-                if entry.row.last_seen < beat {
-                    entry.row.last_seen = now;
-                    entry.dirty = true;
-                }
-            }
-            if std::mem::take(&mut entry.dirty) {
-                rows.push(entry.row.clone());
-            }
-        }
-        let result = store::put(&self.proxies.shared.db, &rows).await;
-        let mut live = self.proxies.shared.live.lock();
-        if result.is_err() {
-            for row in &rows {
-                if let Some(entry) = live.get_mut(&row.id) {
-                    entry.dirty = true;
-                }
-            }
-        } else {
-            live.retain(|_, entry| entry.streams > 0 || entry.dirty);
-        }
-        let error = result.err().map(|error| error.to_string());
-        if let Some(error) = &error {
-            tracing::warn!(error, "how proxies are cannot be written at the moment");
-        }
-        RosterReport { written: rows.len(), connected, error }
+        self.proxies.write().await
     }
 }

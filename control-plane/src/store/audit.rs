@@ -28,7 +28,7 @@ pub struct Place {
 
 /// Adds events. One that is there already, by id and time, is left as it is: a repeated record must not hold
 /// up those behind it.
-pub async fn insert(tx: &mut Tx, events: &[(Event, Option<Place>)]) -> sqlx::Result<()> {
+pub async fn insert(tx: &mut Tx, events: &[(&Event, Option<Place>)]) -> sqlx::Result<()> {
     const INTO: &str = "INSERT INTO audit_events (id, tenant, occurred_at, action, outcome, principal_id,
         principal_name, api_key_id, client_ip, client_name, protocol_version, server_id, server_name, target, rule,
         reason, http_status, rpc_code, duration_us, upstream_us, request_bytes, response_bytes, request_payload,

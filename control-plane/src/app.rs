@@ -1,0 +1,332 @@
+//! Wiring: builds every part, opens every socket, runs until a signal and drains.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use chrono::Utc;
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use waffles_core::snapshot::Settings;
+use waffles_runtime::admin::{self, Admin, Gates};
+use waffles_runtime::drain::{self, Drain, Outcome, Signals, Trigger};
+use waffles_runtime::task::{self, Driver, Supervisor, Tasks};
+use waffles_runtime::telemetry::{self, Metrics};
+use waffles_runtime::listen;
+
+use crate::audit::Audit;
+use crate::config::Config;
+use crate::discovery::{Discovery, Listener, Publisher};
+use crate::http::{self, Limits};
+use crate::identity::{self, Identity, OneTime};
+use crate::proxies::Proxies;
+use crate::registry::Registry;
+use crate::rest::{self, Hosts, Services};
+use crate::secrets::{ProxyToken, Secrets};
+use crate::store::changes::{self, Claim};
+use crate::store::{self, Db, OpenError};
+use crate::upkeep::{self, Pulse, Upkeep};
+use crate::grpc;
+
+/// How long a start waits for a database that is not there yet.
+const DATABASE_TIME: Duration = Duration::from_secs(60);
+const DATABASE_PAUSE: Duration = Duration::from_millis(500);
+const CLOSE_TIME: Duration = Duration::from_secs(5);
+
+const HTTP: Limits = Limits { connections: 1024, body: Some(1024 * 1024), http2_only: false };
+const GRPC: Limits = Limits { connections: 4096, body: None, http2_only: true };
+
+/// Every socket is open, nothing is served yet.
+pub struct Bound {
+    /// Where REST listens.
+    pub http_addr: SocketAddr,
+    /// Where gRPC listens.
+    pub grpc_addr: SocketAddr,
+    /// Where the admin port listens.
+    pub admin_addr: SocketAddr,
+    /// The admin account, at the very first start.
+    pub first: Option<OneTime>,
+    announce: bool,
+    db: Db,
+    services: Services,
+    gates: Gates,
+    tasks: Tasks,
+    trigger: Trigger,
+    drain: Drain,
+    signals: Signals,
+    http: (std::net::TcpListener, axum::Router),
+    grpc: (std::net::TcpListener, axum::Router),
+    health: HealthReporter,
+    admin: admin::Bound,
+    work: Work,
+}
+
+/// The tasks that run beside the doors.
+struct Work {
+    publisher: Driver<Publisher>,
+    pulse: Driver<Pulse>,
+    upkeep: Driver<Upkeep>,
+    rotation: Driver<identity::Rotation>,
+    roster: Driver<crate::proxies::Roster>,
+    listener: Option<Listener>,
+}
+
+/// Opens what the configuration names, brings the database up to date, and makes what must be there at first.
+pub async fn build(config: Config) -> anyhow::Result<Bound> {
+    let shown = config.shown();
+    tracing::info!(config = %shown, version = env!("CARGO_PKG_VERSION"), "starting");
+    let signals = Signals::listen().context("signals cannot be listened to")?;
+    let open = |what: &str, addr| listen::bind(addr, false).with_context(|| format!("{what}: cannot listen on {addr}"));
+    let http = open("--http-addr", config.listen.http)?;
+    let grpc = open("--grpc-addr", config.listen.grpc)?;
+    let http_addr = http.local_addr()?;
+
+    make_folder(&config.data_dir)?;
+    let secrets = Secrets::load(&config.secrets.master_key)?;
+    let token = ProxyToken::load(&config.secrets.proxy_token)?;
+    let db = open_database(&config, &secrets).await?;
+    upkeep::make_partitions(&db, Utc::now()).await.context("the partitions of the audit trail cannot be made")?;
+
+    let (trigger, drain) = drain::channel(config.grace);
+    let (gates, tasks, metrics) = (Gates::new(), Tasks::new(), Metrics::new());
+    let discovery = Discovery::new();
+    let identity = Identity::new(db.clone(), &secrets, discovery.clone(), config.redis_url.as_ref())?;
+    let first = identity.bootstrap().await.context("the first account cannot be made")?;
+    let settings = Settings::new(
+        secrets.pepper,
+        secrets.session_seal.clone(),
+        identity::ISSUER.to_owned(),
+        identity::AUDIENCE.to_owned(),
+    );
+    let services = Services {
+        db: db.clone(),
+        registry: Registry::new(db.clone(), secrets.seal.clone(), discovery.clone()),
+        audit: Audit::new(db.clone()),
+        proxies: Proxies::new(db.clone(), discovery.clone()),
+        identity,
+    };
+    let publisher =
+        Publisher::new(db.clone(), secrets.seal.clone(), settings, discovery.clone(), gates.gate("configuration"));
+    let work = Work {
+        publisher: publisher.driver(),
+        pulse: Driver::new(Pulse::new(db.clone(), gates.gate("database")), Pulse::PERIOD),
+        upkeep: Driver::new(Upkeep::new(db.clone(), config.audit_retention), Upkeep::PERIOD),
+        rotation: Driver::new(services.identity.rotation(), identity::Rotation::PERIOD),
+        roster: services.proxies.driver(),
+        listener: match &db {
+            Db::Pg(pool) => Some(Listener::new(pool.clone(), discovery.clone())),
+            Db::Lite(_) => None,
+        },
+    };
+
+    let rest = rest::router(services.clone(), Hosts::new(http_addr, config.public_hosts));
+    let parts = grpc::Parts { services: services.clone(), discovery: discovery.clone(), token, drain: drain.clone() };
+    let (rpc, health) = grpc::router(parts).context("the descriptors of the contracts cannot be served")?;
+    let admin = Admin::new(gates.clone(), metrics, tasks.clone())
+        .config(shown)
+        .route("/discovery", move || discovery.counts())
+        .bind(config.listen.admin)
+        .with_context(|| format!("--admin-addr: cannot listen on {}", config.listen.admin))?;
+    Ok(Bound {
+        http_addr,
+        grpc_addr: grpc.local_addr()?,
+        admin_addr: admin.local_addr(),
+        first,
+        announce: config.announce,
+        db,
+        services,
+        gates,
+        tasks,
+        trigger,
+        drain,
+        signals,
+        http: (http, rest),
+        grpc: (grpc, rpc),
+        health,
+        admin,
+        work,
+    })
+}
+
+impl Bound {
+    /// Serves until a signal, or until a part ends that there is no going on without; then drains.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let supervisor = Supervisor::new();
+        let (drain, tasks) = (self.drain.clone(), self.tasks.clone());
+        let admin = self.admin;
+        let admin_drain = drain.clone();
+        task::spawn("admin", async move {
+            if let Err(error) = admin.serve(admin_drain).await {
+                tracing::error!(%error, "the admin port is not served");
+            }
+        });
+        self.work.pulse.spawn(&tasks, drain.clone());
+        self.work.publisher.spawn(&tasks, drain.clone());
+        self.work.roster.spawn(&tasks, drain.clone());
+        self.work.rotation.spawn(&tasks, drain.clone());
+        self.work.upkeep.spawn(&tasks, drain.clone());
+        if let Some(listener) = self.work.listener {
+            supervisor.spawn("listener", listener.run(drain.clone()));
+        }
+        supervisor.spawn("http", http::serve(self.http.0, self.http.1, HTTP, drain.clone()));
+        supervisor.spawn("grpc", http::serve(self.grpc.0, self.grpc.1, GRPC, drain.clone()));
+        tracing::info!(http = %self.http_addr, grpc = %self.grpc_addr, admin = %self.admin_addr, "listening");
+
+        let greeting = greeting(self.announce, self.first.take(), [self.http_addr, self.grpc_addr, self.admin_addr]);
+        let ready = async {
+            self.gates.ready().await;
+            self.health.set_service_status("", ServingStatus::Serving).await;
+            tracing::info!("ready");
+            greeting.say();
+            std::future::pending::<()>().await;
+        };
+        let died = tokio::select! {
+            () = ready => None,
+            signal = self.signals.next() => {
+                tracing::info!(signal, "draining");
+                None
+            }
+            ended = supervisor.ended() => Some(ended),
+        };
+        if let Some(ended) = &died {
+            tracing::error!(task.name = ended.name, panicked = ended.panicked, "a part ended that there is no going on without");
+        }
+
+        self.gates.drain();
+        self.health.set_service_status("", ServingStatus::NotServing).await;
+        self.trigger.start();
+        // Whoever watches the health sees the end of it, not a stream that keeps the process alive.
+        self.health.clear_service_status("").await;
+        match self.trigger.drained_or_signal(&mut self.signals).await {
+            Outcome::Clean => tracing::info!("drained"),
+            Outcome::Forced { held } => tracing::warn!(held, "not everything ended in time"),
+        }
+        let close = async {
+            self.services.proxies.write().await;
+            self.db.close().await;
+        };
+        if tokio::time::timeout(CLOSE_TIME, close).await.is_err() {
+            tracing::warn!("the database was not closed in time");
+        }
+        match died {
+            Some(ended) => bail!("{ended}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Brings the database up to date, for the command.
+pub async fn migrate(config: &Config) -> anyhow::Result<()> {
+    make_folder(&config.data_dir)?;
+    let secrets = Secrets::load(&config.secrets.master_key)?;
+    let db = open_database(config, &secrets).await?;
+    upkeep::make_partitions(&db, Utc::now()).await?;
+    db.close().await;
+    Ok(())
+}
+
+/// Gives the admin a new one-time password, for the command.
+pub async fn admin_password(config: &Config) -> anyhow::Result<()> {
+    make_folder(&config.data_dir)?;
+    let secrets = Secrets::load(&config.secrets.master_key)?;
+    let db = open_database(config, &secrets).await?;
+    let identity = Identity::new(db.clone(), &secrets, Discovery::new(), config.redis_url.as_ref())?;
+    let new = identity.reset_admin_password().await?;
+    writeln!(std::io::stdout(), "{}", new.password.expose_secret())?;
+    db.close().await;
+    Ok(())
+}
+
+/// Starts a new lineage, for the command.
+pub async fn new_lineage(config: &Config) -> anyhow::Result<()> {
+    let secrets = Secrets::load(&config.secrets.master_key)?;
+    let db = open_database(config, &secrets).await?;
+    let mut tx = db.begin().await?;
+    let lineage = changes::new_lineage(&mut tx).await?;
+    crate::audit::note(&mut tx, &crate::authz::OpCtx::system(), "database.new_lineage", "database", json!({ "lineage": lineage })).await?;
+    tx.commit().await?;
+    db.close().await;
+    Ok(())
+}
+
+/// Opens the database, waits for it where it is not there yet, migrates it, and makes sure of the master key.
+async fn open_database(config: &Config, secrets: &Secrets) -> anyhow::Result<Db> {
+    let db = Db::connect(&config.db).await?;
+    let started = Instant::now();
+    loop {
+        match db.migrate().await {
+            Ok(()) => break,
+            Err(OpenError::Open(error)) if store::is_connection_loss(&error) && started.elapsed() < DATABASE_TIME => {
+                tracing::warn!(%error, "waiting for the database");
+                tokio::time::sleep(DATABASE_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut tx = db.begin().await?;
+    let claim = changes::claim(&mut tx, secrets.fingerprint()).await?;
+    tx.commit().await?;
+    if let Claim::Foreign(theirs) = claim {
+        bail!(
+            "--master-key-file: {} has the fingerprint {}, but the database was made with the master key {theirs}; \
+             give the file that belongs to this database",
+            config.secrets.master_key.display(),
+            secrets.fingerprint(),
+        );
+    }
+    Ok(db)
+}
+
+fn make_folder(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("--data-dir: {} cannot be made", path.display()))
+}
+
+/// What is said once when everything is ready.
+struct Greeting {
+    announce: bool,
+    line: Value,
+    first: Option<OneTime>,
+}
+
+fn greeting(announce: bool, first: Option<OneTime>, [http, grpc, admin]: [SocketAddr; 3]) -> Greeting {
+    let line = json!({ "http": http, "grpc": grpc, "admin": admin });
+    Greeting { announce, line, first }
+}
+
+impl Greeting {
+    /// On standard output for programs, else on standard error, where the password is no log line. A stream that
+    /// is closed is no reason to end.
+    fn say(mut self) {
+        let said = if self.announce {
+            let first = self.first.as_ref().map(|f| json!({ "email": f.email, "password": f.password.expose_secret() }));
+            if let Some(line) = self.line.as_object_mut() {
+                line.insert("bootstrap".into(), first.into());
+            }
+            let mut out = std::io::stdout();
+            writeln!(out, "{}", self.line).and_then(|()| out.flush())
+        } else if let Some(first) = &self.first {
+            writeln!(
+                std::io::stderr(),
+                "\nThe first account:\n  e-mail    {}\n  password  {}\nIt is shown this once. \
+                 `waffles-control-plane admin-password` makes another.\n",
+                first.email,
+                first.password.expose_secret(),
+            )
+        } else {
+            Ok(())
+        };
+        if let Err(error) = said {
+            tracing::warn!(error = %telemetry::chain(&error), "what is said when ready could not be written");
+        }
+    }
+}

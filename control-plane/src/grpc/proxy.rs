@@ -1,0 +1,302 @@
+//! The two streams that a proxy holds: its configuration down, its audit records and health up.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use uuid::Uuid;
+use waffles_core::snapshot::ResourceKey;
+use waffles_core::wire;
+use waffles_proto::audit::v1 as audit_pb;
+use waffles_proto::audit::v1::audit_ingest_service_server::AuditIngestService;
+use waffles_proto::discovery::v1 as pb;
+use waffles_proto::discovery::v1::discovery_service_server::DiscoveryService;
+use waffles_proto::discovery::v1::stream_request::Message;
+use waffles_runtime::drain::Drain;
+use waffles_runtime::{task, telemetry};
+
+use super::{Parts, peer};
+use crate::audit::Audit;
+use crate::discovery::{Discovery, Held, Offer, Update};
+use crate::error::Error;
+use crate::proxies::{Connected, Proxies};
+use crate::secrets::ProxyPeer;
+
+/// A stream begins with its hello, and an update is answered, within this time.
+const HELLO_TIME: Duration = Duration::from_secs(10);
+const ANSWER_TIME: Duration = Duration::from_secs(30);
+/// Another replica may be a moment behind the one that a proxy comes from; only then is it ahead.
+const AHEAD_TIME: Duration = Duration::from_secs(6);
+/// Messages that wait for the connection; a proxy that is slower is waited for.
+const WAITING: usize = 2;
+const MOST_REFUSED: usize = 1000;
+/// The pause before a batch is tried again while the database is away.
+const RETRY: Duration = Duration::from_millis(250);
+const RETRY_MOST: Duration = Duration::from_secs(5);
+
+/// DiscoveryService.
+pub(super) struct Configuration {
+    discovery: Discovery,
+    proxies: Proxies,
+    drain: Drain,
+}
+
+impl Configuration {
+    pub(super) fn new(parts: &Parts) -> Self {
+        let proxies = parts.services.proxies.clone();
+        Self { discovery: parts.discovery.clone(), proxies, drain: parts.drain.clone() }
+    }
+}
+
+#[tonic::async_trait]
+impl DiscoveryService for Configuration {
+    type StreamStream = ReceiverStream<Result<pb::StreamResponse, Status>>;
+
+    async fn stream(
+        &self,
+        request: Request<Streaming<pb::StreamRequest>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
+        let peer = peer(&request)?;
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let (discovery, proxies, drain) = (self.discovery.clone(), self.proxies.clone(), self.drain.clone());
+        let mut inbound = request.into_inner();
+        task::spawn("discovery-stream", async move {
+            let serve = async {
+                let (id, hello) = hello(&mut inbound).await?;
+                let connected = proxies.connect(peer, id, &hello);
+                let stream = Stream { id, inbound, sender: sender.clone(), discovery, connected };
+                stream.run(hello).await
+            };
+            tokio::select! {
+                () = drain.started() => {}
+                () = sender.closed() => {}
+                ended = serve => if let Err(status) = ended {
+                    say(&sender, status).await;
+                },
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+async fn hello(inbound: &mut Streaming<pb::StreamRequest>) -> Result<(Uuid, pb::Hello), Status> {
+    let first = tokio::time::timeout(HELLO_TIME, inbound.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
+    let Some(pb::StreamRequest { message: Some(Message::Hello(hello)) }) = first else {
+        return Err(Status::invalid_argument("the first message must be a hello"));
+    };
+    let id = hello.proxy_id.parse().map_err(|_| Status::invalid_argument("hello.proxy_id: is not a UUID"))?;
+    Ok((id, hello))
+}
+
+/// One configuration stream.
+struct Stream {
+    id: Uuid,
+    inbound: Streaming<pb::StreamRequest>,
+    sender: mpsc::Sender<Result<pb::StreamResponse, Status>>,
+    discovery: Discovery,
+    connected: Connected,
+}
+
+impl Stream {
+    /// Sends what the proxy lacks, one update at a time, until it hangs up. What changes while an update is
+    /// under way is in the next one.
+    async fn run(mut self, hello: pb::Hello) -> Result<(), Status> {
+        let mut held = Held { lineage: hello.lineage, revision: hello.revision };
+        let mut again: Vec<ResourceKey> =
+            hello.refused.iter().take(MOST_REFUSED).filter_map(wire::resource_key).collect();
+        let mut published = self.discovery.subscribe();
+        let (mut ahead_since, mut told) = (None, false);
+        let mut count: u64 = 0;
+        tracing::info!(
+            proxy.id = %self.id, proxy.name = hello.name, proxy.group = hello.group, revision = held.revision,
+            "a proxy is connected"
+        );
+        loop {
+            published.borrow_and_update();
+            match self.discovery.offer(&held, &again) {
+                Offer::Update(update) => {
+                    count += 1;
+                    self.deliver(&update, &format!("{}-{count}", update.revision)).await?;
+                    held = Held { lineage: update.lineage, revision: update.revision };
+                    again.clear();
+                    (ahead_since, told) = (None, false);
+                    continue;
+                }
+                Offer::Ahead { ours } => {
+                    let since = *ahead_since.get_or_insert_with(tokio::time::Instant::now);
+                    self.discovery.poke();
+                    if !told && since.elapsed() >= AHEAD_TIME {
+                        self.connected.is_ahead(held.revision, ours);
+                        told = true;
+                    }
+                }
+                Offer::Nothing | Offer::NotReady => {}
+            }
+            tokio::select! {
+                changed = published.changed() => if changed.is_err() {
+                    return Err(Status::unavailable("the control plane is ending"));
+                },
+                () = tokio::time::sleep(AHEAD_TIME), if ahead_since.is_some() && !told => {}
+                message = self.inbound.message() => match message? {
+                    None => return Ok(()),
+                    Some(pb::StreamRequest { message: Some(Message::Hello(_)) }) => {
+                        return Err(Status::invalid_argument("a second hello"));
+                    }
+                    Some(_) => tracing::debug!(proxy.id = %self.id, "an answer to no update"),
+                },
+            }
+        }
+    }
+
+    async fn deliver(&mut self, update: &Update, nonce: &str) -> Result<(), Status> {
+        for chunk in update.chunks(nonce) {
+            match tokio::time::timeout(ANSWER_TIME, self.sender.send(Ok(chunk))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Status::cancelled("the proxy hung up")),
+                Err(_) => return Err(Status::deadline_exceeded("the update was not read in time")),
+            }
+        }
+        let answer = async {
+            loop {
+                let Some(request) = self.inbound.message().await? else {
+                    return Err(Status::cancelled("the proxy hung up"));
+                };
+                match request.message {
+                    Some(Message::Ack(ack)) if ack.nonce == nonce => return Ok(Vec::new()),
+                    Some(Message::Nack(nack)) if nack.nonce == nonce => return Ok(nack.rejections),
+                    Some(Message::Hello(_)) => return Err(Status::invalid_argument("a second hello")),
+                    _ => tracing::debug!("an answer to another update"),
+                }
+            }
+        };
+        let rejections = tokio::time::timeout(ANSWER_TIME, answer)
+            .await
+            .map_err(|_| Status::deadline_exceeded("the update was not answered in time"))??;
+        self.connected.answered(update, &rejections);
+        Ok(())
+    }
+}
+
+/// AuditIngestService.
+pub(super) struct Uploads {
+    audit: Audit,
+    proxies: Proxies,
+    drain: Drain,
+}
+
+impl Uploads {
+    pub(super) fn new(parts: &Parts) -> Self {
+        let services = &parts.services;
+        Self { audit: services.audit.clone(), proxies: services.proxies.clone(), drain: parts.drain.clone() }
+    }
+}
+
+#[tonic::async_trait]
+impl AuditIngestService for Uploads {
+    type UploadStream = ReceiverStream<Result<audit_pb::UploadResponse, Status>>;
+
+    async fn upload(
+        &self,
+        request: Request<Streaming<audit_pb::UploadRequest>>,
+    ) -> Result<Response<Self::UploadStream>, Status> {
+        let peer = peer(&request)?;
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let (audit, proxies, drain) = (self.audit.clone(), self.proxies.clone(), self.drain.clone());
+        let mut inbound = request.into_inner();
+        task::spawn("audit-upload", async move {
+            let upload = Upload { peer, audit, proxies, sender: sender.clone() };
+            // A batch under way is finished before the stream ends: its receipt spares a second upload.
+            let ended = tokio::select! {
+                () = sender.closed() => return,
+                ended = upload.run(&mut inbound, &drain) => ended,
+            };
+            if let Err(status) = ended {
+                say(&sender, status).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// One upload stream.
+struct Upload {
+    peer: ProxyPeer,
+    audit: Audit,
+    proxies: Proxies,
+    sender: mpsc::Sender<Result<audit_pb::UploadResponse, Status>>,
+}
+
+impl Upload {
+    async fn run(&self, inbound: &mut Streaming<audit_pb::UploadRequest>, drain: &Drain) -> Result<(), Status> {
+        use audit_pb::upload_request::Message;
+        let first = tokio::time::timeout(HELLO_TIME, inbound.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
+        let Some(audit_pb::UploadRequest { message: Some(Message::Hello(hello)) }) = first else {
+            return Err(Status::invalid_argument("the first message must be a hello"));
+        };
+        let id = |field: &str, text: &str| {
+            text.parse::<Uuid>().map_err(|_| Status::invalid_argument(format!("hello.{field}: is not a UUID")))
+        };
+        let (proxy, spool) = (id("proxy_id", &hello.proxy_id)?, id("spool_id", &hello.spool_id)?);
+        let stored = self.patiently(drain, || self.audit.stored_through(self.peer, proxy, spool)).await?;
+        self.receipt(stored).await?;
+        loop {
+            let request = tokio::select! {
+                biased;
+                () = drain.started() => return Ok(()),
+                request = inbound.message() => request?,
+            };
+            let Some(request) = request else { return Ok(()) };
+            match request.message {
+                Some(Message::Batch(batch)) => {
+                    let store = || self.audit.ingest(self.peer, proxy, spool, batch.clone());
+                    let stored = self.patiently(drain, store).await?;
+                    self.receipt(stored).await?;
+                }
+                Some(Message::Health(health)) => self.proxies.health(self.peer, proxy, &health),
+                Some(Message::Hello(_)) => return Err(Status::invalid_argument("a second hello")),
+                // A message of a later version.
+                None => {}
+            }
+        }
+    }
+
+    /// Tries until the database is back. The proxy keeps its records meanwhile and sends no more than fit on
+    /// the way.
+    async fn patiently<T, F>(&self, drain: &Drain, mut attempt: impl FnMut() -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut pause = RETRY;
+        loop {
+            match attempt().await {
+                Err(error @ Error::Unavailable { .. }) => {
+                    tracing::debug!(error = %telemetry::chain(&error), "audit records wait for the database");
+                }
+                result => return result.map_err(Status::from),
+            }
+            tokio::select! {
+                () = drain.started() => return Err(Status::unavailable("the control plane is ending")),
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_MOST),
+            }
+        }
+    }
+
+    async fn receipt(&self, stored_through: u64) -> Result<(), Status> {
+        match tokio::time::timeout(ANSWER_TIME, self.sender.send(Ok(audit_pb::UploadResponse { stored_through }))).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Status::cancelled("the proxy hung up")),
+            Err(_) => Err(Status::deadline_exceeded("the receipt was not read in time")),
+        }
+    }
+}
+
+async fn say<T>(sender: &mpsc::Sender<Result<T, Status>>, end: Status) {
+    // A proxy that takes not even this is gone.
+    if tokio::time::timeout(HELLO_TIME, sender.send(Err(end))).await.is_err() {
+        tracing::debug!("the end of a stream was not read");
+    }
+}

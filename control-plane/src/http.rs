@@ -1,0 +1,108 @@
+//! Serves a router on a socket: a cap on connections, limits on heads, pings, and an end with the drain.
+//! REST and gRPC are served alike; what differs stands in `Limits`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use http::Request;
+use http_body_util::Limited;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tower::ServiceExt as _;
+use waffles_runtime::drain::{Drain, Hold};
+use waffles_runtime::{listen, task};
+
+const HEADER_TIME: Duration = Duration::from_secs(10);
+const MOST_HEAD_BYTES: usize = 32 * 1024;
+const MOST_HEADERS: usize = 100;
+/// A peer that is gone without a word is noticed within two of these.
+const PING: Duration = Duration::from_secs(20);
+const MOST_STREAMS: u32 = 256;
+
+/// What differs between the doors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Connections at a time; further ones wait in the kernel.
+    pub(crate) connections: usize,
+    /// Bytes of a request; none where requests are streams.
+    pub(crate) body: Option<usize>,
+    /// Only HTTP/2.
+    pub(crate) http2_only: bool,
+}
+
+/// Accepts until the drain starts. Connections then end after the requests that they carry.
+pub(crate) async fn serve(listener: std::net::TcpListener, router: Router, limits: Limits, drain: Drain) {
+    let listener = match listen::adopt(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "the runtime cannot watch a listening socket");
+            return;
+        }
+    };
+    let places = Arc::new(Semaphore::new(limits.connections));
+    loop {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listen::accept(&listener).await)
+        };
+        let (place, (stream, peer)) = tokio::select! {
+            biased;
+            () = drain.started() => return,
+            next = next => next,
+        };
+        let (router, drain, hold) = (router.clone(), drain.clone(), drain.hold());
+        task::spawn("connection", async move {
+            connection(stream, peer, router, limits, drain, hold).await;
+            drop(place);
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, limits: Limits, drain: Drain, _hold: Hold) {
+    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let request = request.map(|body| match limits.body {
+            Some(most) => Body::new(Limited::new(body, most)),
+            None => Body::new(body),
+        });
+        router.clone().oneshot(request)
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    if limits.http2_only {
+        builder = builder.http2_only();
+    }
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME)
+        .max_headers(MOST_HEADERS)
+        .max_buf_size(MOST_HEAD_BYTES)
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
+        .max_concurrent_streams(MOST_STREAMS)
+        .max_header_list_size(u32::try_from(MOST_HEAD_BYTES).unwrap_or(u32::MAX));
+    let serve = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(serve);
+    let ended = tokio::select! {
+        ended = serve.as_mut() => ended,
+        () = drain.started() => {
+            serve.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = serve => ended,
+                () = drain.forced() => Ok(()),
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, peer = %peer, "a connection failed");
+    }
+}
