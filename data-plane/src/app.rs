@@ -93,7 +93,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
 
     let registry = telemetry::Metrics::new();
     let metrics = Metrics::new(&registry);
-    let (trigger, drain) = drain::channel(config.grace());
+    let (trigger, drain) = drain::channel(config.grace);
     let tls = match (&config.tls_cert, &config.tls_key) {
         (Some(chain), Some(key)) => {
             Some(ServerTls::load(ServerPaths { chain: chain.clone(), key: key.clone() })?)
@@ -208,9 +208,8 @@ impl Bound {
         gates.drain();
         if failed.is_none() {
             // A second signal cuts the linger short.
-            let linger = Duration::from_secs(config.linger);
             tokio::select! {
-                () = tokio::time::sleep(linger) => {}
+                () = tokio::time::sleep(config.linger) => {}
                 _ = signals.next() => {}
             }
         }

@@ -74,13 +74,15 @@ pub struct Config {
     #[arg(long, env = "WAFFLES_SPOOL_MAX_BYTES", default_value_t = 1 << 30)]
     pub spool_max_bytes: u64,
 
-    /// Seconds that running calls may take after SIGTERM
-    #[arg(long, env = "WAFFLES_GRACE", default_value_t = 30)]
-    pub grace: u64,
+    /// How long running calls may take after SIGTERM
+    #[arg(long, env = "WAFFLES_GRACE", default_value = "30s", value_name = "TIME",
+          value_parser = humantime::parse_duration)]
+    pub grace: Duration,
 
-    /// Seconds after SIGTERM in which new calls are still taken, for load balancers to notice
-    #[arg(long, env = "WAFFLES_LINGER", default_value_t = 0)]
-    pub linger: u64,
+    /// How long new calls are still taken after SIGTERM, for load balancers to notice
+    #[arg(long, env = "WAFFLES_LINGER", default_value = "0s", value_name = "TIME",
+          value_parser = humantime::parse_duration)]
+    pub linger: Duration,
 
     /// Format of the log on stderr: json or text
     #[arg(long, env = "WAFFLES_LOG_FORMAT", default_value = "json")]
@@ -100,11 +102,6 @@ impl Config {
     /// How to log.
     pub fn log(&self) -> LogConfig {
         LogConfig { format: self.log_format, filter: self.log.clone() }
-    }
-
-    /// The grace period.
-    pub fn grace(&self) -> Duration {
-        Duration::from_secs(self.grace)
     }
 
     /// How many threads serve calls.
@@ -129,8 +126,8 @@ impl Config {
             "max_connections": self.max_connections,
             "max_connections_per_address": self.max_connections_per_address,
             "spool_max_bytes": self.spool_max_bytes,
-            "grace_seconds": self.grace,
-            "linger_seconds": self.linger,
+            "grace_seconds": self.grace.as_secs(),
+            "linger_seconds": self.linger.as_secs(),
             "log": self.log,
         })
     }
