@@ -44,8 +44,9 @@ const POLL: Duration = Duration::from_millis(20);
 const PORT_LIMIT: Duration = Duration::from_secs(2);
 /// How long after a failed start it may take to see that a program has died.
 const DEATH_LIMIT: Duration = Duration::from_millis(300);
-/// The data plane drains first, so that what it recorded last still reaches the control plane.
-const DATA_PLANE_GRACE: Duration = Duration::from_secs(20);
+/// The data plane drains first, so that what it recorded last still reaches the control plane. This is
+/// its own default.
+const DATA_PLANE_GRACE: Duration = Duration::from_secs(30);
 const CONTROL_PLANE_GRACE: Duration = Duration::from_secs(10);
 /// On top of the grace, for flushing and ending.
 const STOP_MARGIN: Duration = Duration::from_millis(2500);
@@ -316,7 +317,6 @@ impl Starter<'_> {
             ("--mcp-addr", args.mcp_addr.to_string().into()),
             ("--admin-addr", admin_addr(args.mcp_addr, 9080).to_string().into()),
             ("--log-format", "json".into()),
-            ("--grace", format!("{}s", DATA_PLANE_GRACE.as_secs()).into()),
         ]);
         // On one machine the servers are where a gateway elsewhere must not reach: on loopback.
         arguments.extend(["--allow-private-upstreams=true".into(), "--announce".into()]);
