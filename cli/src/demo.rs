@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use axum::serve::ListenerExt as _;
 use rmcp::handler::server::router::prompt::PromptRouter;
 use rmcp::handler::server::router::tool::ToolRouter;
 use rmcp::handler::server::tool::{InputResponses, RequestState, ToolCallContext};
@@ -71,6 +72,9 @@ pub(crate) async fn serve(
     let stop = CancellationToken::new();
     let state = Arc::new(State::new());
     let router = axum::Router::new().route_service(PATH, service(&state, &stop));
+    // An event stream is written in small pieces, which must not wait for the peer's delayed
+    // acknowledgements (40 ms a call). A socket that refuses the option works all the same.
+    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
     let server =
         axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()).into_future();
     tokio::pin!(server);
