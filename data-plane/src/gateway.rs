@@ -354,10 +354,8 @@ fn new_session(
     answer: &Answer,
 ) -> Result<Option<HeaderValue>, Reject> {
     let method = call.and_then(|call| call.head.as_ref()).map(|head| &head.method);
-    let Some(upstream) = answer.headers.get(MCP_SESSION_ID).filter(|_| method == Some(&Method::Initialize))
-    else {
-        return Ok(None);
-    };
+    let begins = method == Some(&Method::Initialize) && !exchange.modern;
+    let Some(upstream) = answer.headers.get(MCP_SESSION_ID).filter(|_| begins) else { return Ok(None) };
     let settings = exchange.snapshot.settings().ok_or(Reject::NotReady)?;
     let session = Session {
         principal: permit.identity().principal().id,
