@@ -17,8 +17,10 @@ pub mod mcp_client;
 pub mod mcp_server;
 pub mod postgres;
 pub mod programs;
+pub mod raw_server;
 pub mod redis;
 pub mod sdk;
+pub mod seed;
 pub mod waffles;
 pub mod watchdog;
 
@@ -26,7 +28,9 @@ pub use mcp_client::{Answer, Era, McpClient};
 pub use mcp_server::{Behaviour, McpServer};
 pub use postgres::Postgres;
 pub use programs::{ControlPlane, ControlPlaneOptions, DataPlane, DataPlaneOptions, Program};
+pub use raw_server::RawServer;
 pub use redis::Redis;
+pub use seed::{Seed, Seeded};
 pub use waffles::{Waffles, WafflesOptions};
 
 /// How long a test waits for what should take a moment, on a busy machine with two cores.

@@ -29,6 +29,8 @@ pub use wire::{Body, Feed, Head};
 
 /// Revisions of the session era that it agrees to.
 const REVISIONS: [&str; 3] = ["2025-11-25", "2025-06-18", "2025-03-26"];
+/// Stands for a GET among the scripted methods.
+const GET: &str = " GET";
 const LARGEST_BODY: usize = 64 << 20;
 
 /// What it does with a request.
@@ -115,6 +117,8 @@ pub struct McpServer {
 struct State {
     by_tool: Mutex<HashMap<String, Behaviour>>,
     by_method: Mutex<HashMap<String, Behaviour>>,
+    /// Bodies for the next request of a method.
+    fed: Mutex<HashMap<String, Body>>,
     tools: Mutex<Vec<Value>>,
     seen: Mutex<VecDeque<Seen>>,
     sessions: Mutex<HashMap<String, Session>>,
@@ -164,6 +168,18 @@ impl McpServer {
     /// Scripts a method, such as `initialize` or `tools/list`.
     pub fn on_method(&self, method: &str, behaviour: Behaviour) {
         self.state.by_method.lock().insert(method.to_owned(), behaviour);
+    }
+
+    /// Scripts the stream that a GET opens, whatever its session.
+    pub fn on_get(&self, behaviour: Behaviour) {
+        self.on_method(GET, behaviour);
+    }
+
+    /// Answers a method with an event stream that the test itself feeds.
+    pub fn on_stream(&self, method: &str) -> Feed {
+        let (feed, body) = Feed::new();
+        self.state.fed.lock().insert(method.to_owned(), body);
+        feed
     }
 
     /// Lists exactly these tools.
@@ -344,10 +360,16 @@ async fn answer(
     let stateless = head.header("mcp-protocol-version") == Some(Era::Stateless.revision());
     let era = if stateless { Era::Stateless } else { Era::Sessions };
     let method = message["method"].as_str().unwrap_or_default().to_owned();
-    let scripted = state.by_method.lock().get(&method).cloned();
-    if head.method == Method::POST
-        && let Some(behaviour) = scripted
-    {
+    if let Some(body) = state.fed.lock().remove(&method) {
+        unanswered.answered();
+        return Ok(wire::sse(body));
+    }
+    let scripted = match head.method {
+        Method::POST => state.by_method.lock().get(&method).cloned(),
+        Method::GET => state.by_method.lock().get(GET).cloned(),
+        _ => None,
+    };
+    if let Some(behaviour) = scripted {
         return faults::behave(state, behaviour, era, &message, unanswered).await;
     }
     let session = head.header("mcp-session-id").map(str::to_owned);

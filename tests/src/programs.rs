@@ -361,6 +361,18 @@ impl DataPlane {
         Self { program, mcp, admin, proxy_id, control_plane, token_file, options, dir }
     }
 
+    /// Starts one without a control plane, on a data directory that `seed` has put a snapshot into.
+    pub async fn start_seeded(seed: impl FnOnce(&Path), options: DataPlaneOptions) -> Self {
+        let dir = Dir::new("waffles-dp-");
+        seed(dir.path());
+        // The discard port, where nothing listens.
+        let (control_plane, token_file) = ("http://127.0.0.1:9".to_owned(), dir.path().join("proxy.token"));
+        let any = ["127.0.0.1:0"; 2].map(str::to_owned);
+        let (program, announced) = Self::launch(&options, dir.path(), &control_plane, &token_file, any).await;
+        let DataPlaneAnnounced { mcp, admin, proxy_id } = announced;
+        Self { program, mcp, admin, proxy_id, control_plane, token_file, options, dir }
+    }
+
     /// Waits until it says that it can serve.
     pub async fn ready(&mut self) {
         self.ready_within(PATIENCE).await;
