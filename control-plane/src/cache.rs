@@ -75,10 +75,10 @@ impl Throttle {
     /// Counts an attempt; the error says how long to wait. Counted before the attempt is judged, so that many
     /// at once do not slip through.
     pub(crate) async fn spend(&self, budgets: &[Budget]) -> Result<(), Duration> {
-        if let Some(redis) = &self.redis {
-            if let Some(wait) = redis.spend(budgets).await {
-                return if wait.is_zero() { Ok(()) } else { Err(wait) };
-            }
+        if let Some(redis) = &self.redis
+            && let Some(wait) = redis.spend(budgets).await
+        {
+            return if wait.is_zero() { Ok(()) } else { Err(wait) };
         }
         let mut wait = Duration::ZERO;
         for budget in budgets {
@@ -95,10 +95,10 @@ impl Throttle {
 
     /// Takes an attempt back: it was a good one.
     pub(crate) async fn refund(&self, budgets: &[Budget]) {
-        if let Some(redis) = &self.redis {
-            if redis.refund(budgets).await {
-                return;
-            }
+        if let Some(redis) = &self.redis
+            && redis.refund(budgets).await
+        {
+            return;
         }
         for counter in budgets.iter().filter_map(|budget| self.local.get(&budget.key)) {
             let lower = |count: u32| Some(count.saturating_sub(1));

@@ -192,3 +192,14 @@ fn principal_key(principal: &Principal) -> ResourceKey {
 fn user_resource(principal: &Principal) -> String {
     format!("user/{}", principal.name)
 }
+
+#[cfg(test)]
+impl Identity {
+    pub(crate) async fn hash_for_test(&self, password: &str) -> String {
+        self.passwords.hash(password.into()).await.unwrap()
+    }
+
+    pub(crate) async fn rotate_for_test(&self, now: DateTime<Utc>) -> (usize, usize) {
+        self.rotate_token_keys(now).await.unwrap()
+    }
+}

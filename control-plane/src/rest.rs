@@ -21,9 +21,9 @@ use http::{HeaderValue, Method, StatusCode, header};
 use tokio::time::Instant;
 use utoipa::OpenApi as _;
 use utoipa::openapi::path::Operation;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue};
-use utoipa::openapi::{ContentBuilder, OpenApi, Ref, ResponseBuilder};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -88,8 +88,9 @@ pub fn router(services: Services, hosts: Hosts) -> Router {
     let text: Arc<str> = print(&document).into();
     routes
         .route(OPENAPI_PATH, get(move || openapi_json(text.clone())))
-        .method_not_allowed_fallback(method_not_allowed)
         .route_layer(from_fn_with_state(door.clone(), extract::guard))
+        // After the guard, which knows of routes only: what is no route says so.
+        .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
         .layer(from_fn_with_state(door.clone(), extract::frame))
         .with_state(door)
@@ -127,7 +128,8 @@ fn parts() -> (Router<Arc<Door>>, OpenApi) {
 /// the credentials, the permission.
 fn complete(document: &mut OpenApi) {
     let components = document.components.get_or_insert_default();
-    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("API key or access token"));
+    let bearer =
+        HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("API key or access token"));
     components.add_security_scheme("bearer", SecurityScheme::Http(bearer.build()));
     let key = ApiKeyValue::with_description("x-api-key", "API key");
     components.add_security_scheme("api_key", SecurityScheme::ApiKey(ApiKey::Header(key)));
@@ -146,6 +148,13 @@ fn complete(document: &mut OpenApi) {
 }
 
 fn describe(operation: &mut Operation, rule: Option<Rule>) {
+    // A response must have a description (OpenAPI 3.1, 4.8.17); the name of its status says enough.
+    for (status, response) in &mut operation.responses.responses {
+        if let RefOr::T(response) = response {
+            let named = status.parse().ok().and_then(|status: StatusCode| status.canonical_reason());
+            response.description = named.unwrap_or_default().to_owned();
+        }
+    }
     let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
     let refusal = ResponseBuilder::new().description("Refused").content(problem::PROBLEM_TYPE, problem);
     operation.responses.responses.insert("default".to_owned(), refusal.build().into());

@@ -1,4 +1,4 @@
-//! AuthService: decode, one call of identity, encode.
+//! `AuthService`: decode, one call of identity, encode.
 
 use secrecy::ExposeSecret as _;
 use tonic::{Request, Response, Status};
@@ -114,7 +114,8 @@ fn new_key(message: pb::CreateApiKeyRequest) -> Result<NewApiKey, Error> {
         }
         read
     };
-    let (expires_at, not_after) = (end("expires_at", message.expires_at), end("not_after", message.not_after));
+    let (expires_at, not_after) =
+        (end("expires_at", message.expires_at), end("not_after", message.not_after));
     let limits = match limits_from_proto(message.limits.unwrap_or_default()) {
         Ok(limits) => limits,
         Err(wrong) => {

@@ -38,10 +38,16 @@ pub struct NewApiKey {
 
 impl Identity {
     /// Issues a key to the actor. Its text is in the answer and nowhere else.
-    pub async fn create_key(&self, ctx: &OpCtx, new: NewApiKey) -> Result<(OwnedKey, SecretString), Error> {
+    pub async fn create_key(
+        &self,
+        ctx: &OpCtx,
+        mut new: NewApiKey,
+    ) -> Result<(OwnedKey, SecretString), Error> {
         ctx.require(Permission::KeysOwn)?;
         ctx.require_change()?;
         let now = micros(Utc::now());
+        new.expires_at = new.expires_at.map(micros);
+        new.not_after = new.not_after.map(micros);
         let mut problems = problems(&new, now);
         problems.extend(widenings(ctx, &new));
         if !problems.is_empty() {
@@ -55,9 +61,9 @@ impl Identity {
             owner: ctx.principal().id,
             limits: new.limits,
             created_at: now,
-            expires_at: new.expires_at.map(micros),
+            expires_at: new.expires_at,
             revoked_at: None,
-            not_after: new.not_after.map(micros),
+            not_after: new.not_after,
         })
         .map_err(|pattern| Error::invalid("limits.tools", format!("cannot read {pattern}")))?;
         let hash = self.pepper.hash(generated.text.expose_secret());
@@ -146,10 +152,10 @@ fn problems(new: &NewApiKey, now: DateTime<Utc>) -> Vec<FieldError> {
             wrong(field, "must be in the future");
         }
     }
-    if let (Some(expires_at), Some(not_after)) = (new.expires_at, new.not_after) {
-        if not_after > expires_at {
-            wrong("not_after", "must not be after expires_at");
-        }
+    if let (Some(expires_at), Some(not_after)) = (new.expires_at, new.not_after)
+        && not_after > expires_at
+    {
+        wrong("not_after", "must not be after expires_at");
     }
     problems
 }
@@ -179,7 +185,9 @@ fn widenings(ctx: &OpCtx, new: &NewApiKey) -> Vec<FieldError> {
         }
     }
     let within = |range: &ipnet::IpNet| old.ip_ranges.iter().any(|old| old.contains(range));
-    if !old.ip_ranges.is_empty() && (new_limits.ip_ranges.is_empty() || !new_limits.ip_ranges.iter().all(within)) {
+    if !old.ip_ranges.is_empty()
+        && (new_limits.ip_ranges.is_empty() || !new_limits.ip_ranges.iter().all(within))
+    {
         wider("limits.ip_ranges");
     }
     for (field, old, new) in

@@ -84,7 +84,8 @@ impl Identity {
         let ctx = ctx.on_behalf_of(user.clone(), session.id);
         let mut tx = self.db.begin().await?;
         store::insert_session(&mut tx, &user, &session, now).await?;
-        audit::note(&mut tx, &ctx, "session.start", &resource(session.id), json!({"method": "password"})).await?;
+        audit::note(&mut tx, &ctx, "session.start", &resource(session.id), json!({"method": "password"}))
+            .await?;
         tx.commit().await?;
         Ok((self.tokens(&user, refresh, &session, now)?, user))
     }

@@ -88,7 +88,8 @@ impl Keyring {
     pub(super) fn sign(&self, claims: &Claims, now: DateTime<Utc>) -> Result<String, Error> {
         let keys = self.keys.load();
         let settled = keys.signing.iter().find(|key| key.created_at + SETTLE <= now);
-        let key = settled.or(keys.signing.last()).ok_or_else(|| Error::internal("there is no signing key"))?;
+        let key =
+            settled.or(keys.signing.last()).ok_or_else(|| Error::internal("there is no signing key"))?;
         let header = Header { kid: Some(key.kid.clone()), ..Header::new(Algorithm::EdDSA) };
         jsonwebtoken::encode(&header, claims, &key.key).map_err(Error::internal)
     }
@@ -294,10 +295,7 @@ mod tests {
         let ring = SealRing::new(vec![waffles_core::seal::SealKey::new(1, &[7; 32])]);
         let row = generate(&ring, Utc::now()).unwrap();
         let private = ring.open(&purpose(&row.kid), &row.sealed_private).unwrap();
-        World {
-            pair: EncodingKey::from_ed_der(&private),
-            public: checking_key(&row.public_key).unwrap(),
-        }
+        World { pair: EncodingKey::from_ed_der(&private), public: checking_key(&row.public_key).unwrap() }
     }
 
     fn good() -> Value {
@@ -384,7 +382,9 @@ mod tests {
             assert_eq!(key_of(&encode(header)), None, "{header}");
         }
         let none = URL_SAFE_NO_PAD.encode(r#"{"typ":"JWT","alg":"EdDSA","kid":"k"}"#);
-        for token in ["", ".", "..", "a.b", "a.b.c.d", none.as_str(), &format!("{none}.{}.", "x".repeat(TOKEN_MOST))] {
+        for token in
+            ["", ".", "..", "a.b", "a.b.c.d", none.as_str(), &format!("{none}.{}.", "x".repeat(TOKEN_MOST))]
+        {
             assert_eq!(key_of(token), None);
         }
     }

@@ -76,7 +76,9 @@ pub(super) async fn frame(State(door): State<Arc<Door>>, mut request: Request, n
     let mut response = match answer.extensions().get::<Problem>() {
         Some(problem) => {
             let mut rendered = problem.render(id);
-            rendered.headers_mut().extend(answer.headers().get(header::ALLOW).map(|a| (header::ALLOW, a.clone())));
+            rendered
+                .headers_mut()
+                .extend(answer.headers().get(header::ALLOW).map(|a| (header::ALLOW, a.clone())));
             rendered
         }
         None => answer,
@@ -120,7 +122,9 @@ fn refuse_early(door: &Door, request: &Request) -> Result<(), Problem> {
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", detail));
     }
     if holds_credential(uri) {
-        return Err(Problem::bad_request("credentials do not belong in a URL; use the header `authorization`"));
+        return Err(Problem::bad_request(
+            "credentials do not belong in a URL; use the header `authorization`",
+        ));
     }
     Ok(())
 }
@@ -230,7 +234,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", detail));
         }
         let too_large = || Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "the body is too large");
-        let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse().ok());
+        let announced =
+            request.headers().get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse().ok());
         if announced.is_some_and(|length: usize| length > BODY_MOST) {
             return Err(too_large());
         }
@@ -304,7 +309,11 @@ fn with_nul(value: &Value, path: String) -> Option<String> {
         }
         Value::Object(fields) => fields.iter().find_map(|(name, field)| {
             let dot = if path.is_empty() { "" } else { "." };
-            if name.contains('\0') { Some(path.clone()) } else { with_nul(field, format!("{path}{dot}{name}")) }
+            if name.contains('\0') {
+                Some(path.clone())
+            } else {
+                with_nul(field, format!("{path}{dot}{name}"))
+            }
         }),
         _ => None,
     }

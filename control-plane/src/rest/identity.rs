@@ -289,8 +289,7 @@ pub(super) async fn create_key(
     let KeyLimits { scopes, servers, tools, ip_ranges, read_only } = new.limits;
     let limits = pb::KeyLimits { scopes, servers, tools, ip_ranges, read_only };
     let limits = wire::limits_from_proto(limits).map_err(crate::error::Error::Invalid)?;
-    let new =
-        NewApiKey { name: new.name, limits, expires_at: new.expires_at, not_after: new.not_after };
+    let new = NewApiKey { name: new.name, limits, expires_at: new.expires_at, not_after: new.not_after };
     let (owned, secret) = door.services.identity.create_key(&ctx, new).await?;
     let location = HeaderValue::from_str(&format!("/api/v1/api-keys/{}", owned.key.id))
         .map_err(crate::error::Error::internal)?;

@@ -396,7 +396,8 @@ impl ServerUpdate {
         if problems.is_empty() {
             return Ok((spec, credential));
         }
-        problems.extend(spec.problems().into_iter().filter(|problem| !problem.field.starts_with("endpoints")));
+        problems
+            .extend(spec.problems().into_iter().filter(|problem| !problem.field.starts_with("endpoints")));
         problems.extend(credential.iter().flat_map(core::Credential::problems));
         Err(in_our_words(Error::Invalid(problems)))
     }

@@ -195,9 +195,10 @@ pub async fn key(db: &Db, tenant: &str, id: &str) -> sqlx::Result<Option<OwnedKe
             k.not_after, k.revoked_at,
             u.id AS user_id, u.tenant AS user_tenant, u.email, u.roles, u.active, u.tokens_not_before
         FROM api_keys k JOIN users u ON u.id = k.owner WHERE k.tenant = $1 AND k.id = $2";
-    let row: Option<OwnedKeyRow> =
-        read(|| async { on_db!(db, |pool| sqlx::query_as(SQL).bind(tenant).bind(id).fetch_optional(pool).await) })
-            .await?;
+    let row: Option<OwnedKeyRow> = read(|| async {
+        on_db!(db, |pool| sqlx::query_as(SQL).bind(tenant).bind(id).fetch_optional(pool).await)
+    })
+    .await?;
     row.map(|row| Ok(OwnedKey { key: row.key.compile()?.0, owner_name: row.owner.email })).transpose()
 }
 
@@ -235,18 +236,19 @@ pub async fn keys(db: &Db, tenant: &str, page: &KeyPage, now: DateTime<Utc>) -> 
 /// Every key that may still be used, of every tenant, with its hash. One that cannot be read counts as absent,
 /// since what narrows it is not understood.
 pub async fn live_keys(tx: &mut Tx, now: DateTime<Utc>) -> sqlx::Result<Vec<(ApiKey, KeyHash)>> {
-    const SQL: &str = "SELECT id, tenant, owner, name, hash, limits, created_at, expires_at, not_after, revoked_at
+    const SQL: &str =
+        "SELECT id, tenant, owner, name, hash, limits, created_at, expires_at, not_after, revoked_at
         FROM api_keys
         WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)
             AND (not_after IS NULL OR not_after > $1)";
-    let rows: Vec<KeyRow> =
-        on_tx!(tx, |conn| sqlx::query_as(SQL).bind(micros(now)).fetch_all(conn).await)?;
+    let rows: Vec<KeyRow> = on_tx!(tx, |conn| sqlx::query_as(SQL).bind(micros(now)).fetch_all(conn).await)?;
     Ok(rows.into_iter().filter_map(sound).collect())
 }
 
 /// One key with its hash, whatever its state; none also when it cannot be read.
 pub async fn key_and_hash(tx: &mut Tx, id: &str) -> sqlx::Result<Option<(ApiKey, KeyHash)>> {
-    const SQL: &str = "SELECT id, tenant, owner, name, hash, limits, created_at, expires_at, not_after, revoked_at
+    const SQL: &str =
+        "SELECT id, tenant, owner, name, hash, limits, created_at, expires_at, not_after, revoked_at
         FROM api_keys WHERE id = $1";
     let row: Option<KeyRow> = on_tx!(tx, |conn| sqlx::query_as(SQL).bind(id).fetch_optional(conn).await)?;
     Ok(row.and_then(sound))
@@ -341,7 +343,8 @@ pub async fn rotate_session(
     new: &NewSession,
     now: DateTime<Utc>,
 ) -> sqlx::Result<Option<Principal>> {
-    const ROTATE: &str = "UPDATE sessions SET refresh_hash = $3, previous_hash = $2, expires_at = $4, last_used_at = $5
+    const ROTATE: &str =
+        "UPDATE sessions SET refresh_hash = $3, previous_hash = $2, expires_at = $4, last_used_at = $5
         WHERE id = $1 AND refresh_hash = $2 AND ended_at IS NULL AND expires_at > $5
         RETURNING user_id";
     const USER: &str = "SELECT id AS user_id, tenant AS user_tenant, email, roles, active, tokens_not_before
@@ -493,6 +496,7 @@ pub async fn retire_signing_keys(tx: &mut Tx, except: &str, at: DateTime<Utc>) -
 
 /// Takes out signing keys whose time is over; answers with their ids.
 pub async fn delete_retired_signing_keys(tx: &mut Tx, now: DateTime<Utc>) -> sqlx::Result<Vec<String>> {
-    const SQL: &str = "DELETE FROM signing_keys WHERE retire_at IS NOT NULL AND retire_at <= $1 RETURNING kid";
+    const SQL: &str =
+        "DELETE FROM signing_keys WHERE retire_at IS NOT NULL AND retire_at <= $1 RETURNING kid";
     on_tx!(tx, |conn| sqlx::query_scalar(SQL).bind(micros(now)).fetch_all(conn).await)
 }
