@@ -2,7 +2,7 @@
 //! method; a method that `authz` does not name is denied.
 
 mod audit;
-// mod auth;
+mod auth;
 mod proxies;
 mod proxy;
 mod registry;
@@ -22,7 +22,7 @@ use uuid::Uuid;
 use waffles_proto::DESCRIPTORS;
 use waffles_proto::audit::v1::audit_ingest_service_server::AuditIngestServiceServer;
 use waffles_proto::audit::v1::audit_service_server::AuditServiceServer;
-// use waffles_proto::auth::v1::auth_service_server::AuthServiceServer;
+use waffles_proto::auth::v1::auth_service_server::AuthServiceServer;
 use waffles_proto::discovery::v1::discovery_service_server::DiscoveryServiceServer;
 use waffles_proto::proxy::v1::proxy_service_server::ProxyServiceServer;
 use waffles_proto::registry::v1::registry_service_server::RegistryServiceServer;
@@ -67,7 +67,7 @@ pub fn router(parts: Parts) -> Result<(axum::Router, tonic_health::server::Healt
     let routes = Routes::new(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-//         .add_service(limited!(AuthServiceServer, auth::Auth::new(services.identity.clone())))
+        .add_service(limited!(AuthServiceServer, auth::Auth::new(services.identity.clone())))
         .add_service(limited!(RegistryServiceServer, registry::Servers::new(services.registry.clone())))
         .add_service(limited!(AuditServiceServer, audit::Trail::new(&services, parts.drain.clone())))
         .add_service(limited!(ProxyServiceServer, proxies::Fleet::new(services.proxies.clone())))
