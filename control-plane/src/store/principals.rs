@@ -77,7 +77,7 @@ pub async fn user_by_email(
 
 /// Whether there is any user.
 pub async fn any_user(tx: &mut Tx) -> sqlx::Result<bool> {
-    const SQL: &str = "SELECT count(*) FROM (SELECT id FROM users LIMIT 1) AS some";
+    const SQL: &str = "SELECT count(*) FROM (SELECT id FROM users LIMIT 1) AS any_one";
     let count: i64 = on_tx!(tx, |conn| sqlx::query_scalar(SQL).fetch_one(conn).await)?;
     Ok(count > 0)
 }
