@@ -1,5 +1,6 @@
 //! Wiring: builds every part, opens every socket, runs until a signal and drains.
 
+use std::future::Future;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -154,8 +155,13 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
 }
 
 impl Bound {
-    /// Serves until a signal, or until a part ends that there is no going on without; then drains.
-    pub async fn run(mut self) -> anyhow::Result<()> {
+    /// Serves until a signal, then drains.
+    pub async fn run(self) -> anyhow::Result<()> {
+        self.run_until(std::future::pending()).await
+    }
+
+    /// Serves until a signal, or `stop`, or until a part ends that there is no going on without; then drains.
+    pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let supervisor = Supervisor::new();
         let (drain, tasks) = (self.drain.clone(), self.tasks.clone());
         let admin = self.admin;
@@ -191,6 +197,7 @@ impl Bound {
                 tracing::info!(signal, "draining");
                 None
             }
+            () = stop => None,
             ended = supervisor.ended() => Some(ended),
         };
         if let Some(ended) = &died {

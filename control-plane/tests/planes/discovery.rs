@@ -1,0 +1,299 @@
+//! Proxies are told what they lack, and say what they make of it.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Streaming};
+use uuid::Uuid;
+use waffles_proto::discovery::v1 as pb;
+use waffles_proto::discovery::v1::discovery_service_client::DiscoveryServiceClient;
+use waffles_proto::discovery::v1::stream_request::Message;
+use waffles_proto::proxy::v1 as proxy_pb;
+use waffles_proto::proxy::v1::proxy_service_client::ProxyServiceClient;
+use waffles_proto::registry::v1 as registry;
+use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
+
+use super::{Database, Operator, Plane, SOON, eventually, spec, with_bearer};
+
+/// A quiet time after which nothing more is expected.
+const QUIET: Duration = Duration::from_millis(700);
+
+/// The proxy's end of a configuration stream.
+pub struct Proxy {
+    pub id: Uuid,
+    pub to: mpsc::Sender<pb::StreamRequest>,
+    pub from: Streaming<pb::StreamResponse>,
+}
+
+/// A whole update.
+#[derive(Debug, Default)]
+pub struct Update {
+    pub full: bool,
+    pub lineage: String,
+    pub revision: u64,
+    nonce: String,
+    pub resources: Vec<pb::Resource>,
+    pub removed: Vec<pb::ResourceRef>,
+}
+
+impl Update {
+    fn servers(&self) -> Vec<(String, String)> {
+        let server = |resource: &pb::Resource| match resource.kind.as_ref()? {
+            pb::resource::Kind::Server(server) => Some((server.spec.as_ref()?.name.clone(), server.id.clone())),
+            _ => None,
+        };
+        self.resources.iter().filter_map(server).collect()
+    }
+}
+
+impl Proxy {
+    pub async fn connect(plane: &Plane, token: &str, hello: pb::Hello) -> Self {
+        let id = Uuid::now_v7();
+        let hello = pb::Hello { proxy_id: id.to_string(), name: "edge-1".into(), group: "test".into(), ..hello };
+        Self::connect_as(plane, token, hello).await
+    }
+
+    pub async fn connect_as(plane: &Plane, token: &str, hello: pb::Hello) -> Self {
+        let (to, requests) = mpsc::channel(4);
+        let id = hello.proxy_id.parse().unwrap();
+        to.send(pb::StreamRequest { message: Some(Message::Hello(hello)) }).await.unwrap();
+        let request = with_bearer(ReceiverStream::new(requests), token);
+        let from = DiscoveryServiceClient::new(plane.channel().await).stream(request).await.unwrap().into_inner();
+        Self { id, to, from }
+    }
+
+    pub async fn update(&mut self) -> Update {
+        let mut update = Update::default();
+        loop {
+            let chunk = tokio::time::timeout(SOON, self.from.message()).await.expect("no update came").unwrap().unwrap();
+            (update.full, update.lineage, update.revision) = (chunk.full, chunk.lineage, chunk.revision);
+            update.nonce = chunk.nonce;
+            update.resources.extend(chunk.resources);
+            update.removed.extend(chunk.removed);
+            if chunk.last {
+                return update;
+            }
+        }
+    }
+
+    pub async fn ack(&self, update: &Update) {
+        let ack = pb::Ack { nonce: update.nonce.clone(), revision: update.revision };
+        self.to.send(pb::StreamRequest { message: Some(Message::Ack(ack)) }).await.unwrap();
+    }
+
+    async fn nack(&self, update: &Update, resource: pb::ResourceRef, reason: &str) {
+        let rejections = vec![pb::Rejection { resource: Some(resource), reason: reason.into() }];
+        let nack = pb::Nack { nonce: update.nonce.clone(), revision: update.revision, rejections };
+        self.to.send(pb::StreamRequest { message: Some(Message::Nack(nack)) }).await.unwrap();
+    }
+
+    pub async fn is_quiet(&mut self) {
+        let message = tokio::time::timeout(QUIET, self.from.message()).await;
+        assert!(message.is_err(), "something came: {message:?}");
+    }
+}
+
+pub async fn create(admin: &Operator, name: &str) {
+    let request = registry::CreateServerRequest { spec: Some(spec(name)), disabled: false };
+    RegistryServiceClient::new(admin.channel.clone()).create_server(admin.ask(request)).await.unwrap();
+}
+
+async fn delete(admin: &Operator, name: &str) {
+    let request = registry::DeleteServerRequest { name: name.into() };
+    RegistryServiceClient::new(admin.channel.clone()).delete_server(admin.ask(request)).await.unwrap();
+}
+
+async fn shown(admin: &Operator, proxy: Uuid) -> Option<proxy_pb::Proxy> {
+    let request = proxy_pb::GetProxyRequest { proxy: proxy.to_string() };
+    ProxyServiceClient::new(admin.channel.clone()).get_proxy(admin.ask(request)).await.ok()?.into_inner().proxy
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_gets_everything_once_and_then_what_differs() {
+    for database in Database::all().await {
+        let plane = Plane::start(&database).await;
+        let admin = plane.sign_in().await;
+        create(&admin, "one").await;
+        let mut proxy = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
+        // The first state may be from before the registration, which then follows.
+        let mut first = proxy.update().await;
+        assert!(first.full && first.revision > 0 && !first.lineage.is_empty());
+        while first.servers().is_empty() {
+            proxy.ack(&first).await;
+            let next = proxy.update().await;
+            first.revision = next.revision;
+            first.nonce.clone_from(&next.nonce);
+            first.resources.extend(next.resources);
+        }
+        let kind = |wanted: fn(&pb::resource::Kind) -> bool| {
+            first.resources.iter().filter(|r| r.kind.as_ref().is_some_and(wanted)).count()
+        };
+        assert_eq!(kind(|k| matches!(k, pb::resource::Kind::Settings(_))), 1);
+        assert_eq!(kind(|k| matches!(k, pb::resource::Kind::Principal(_))), 1);
+        assert!(kind(|k| matches!(k, pb::resource::Kind::TokenKey(_))) >= 1);
+        proxy.ack(&first).await;
+        proxy.is_quiet().await;
+
+        create(&admin, "two").await;
+        let second = proxy.update().await;
+        assert!(!second.full && second.revision > first.revision);
+        assert_eq!(second.resources.len(), 1);
+        assert_eq!(second.servers()[0].0, "two");
+        // Nothing more before the answer: several changes are one update.
+        delete(&admin, "two").await;
+        create(&admin, "three").await;
+        proxy.is_quiet().await;
+        proxy.ack(&second).await;
+        let third = proxy.update().await;
+        assert_eq!(third.servers().iter().map(|s| s.0.as_str()).collect::<Vec<_>>(), ["three"]);
+        assert_eq!(third.removed.len(), 1);
+        assert_eq!(third.removed[0].id, second.servers()[0].1);
+        proxy.ack(&third).await;
+        let acknowledged = eventually(async || {
+            shown(&admin, proxy.id).await.filter(|p| p.acknowledged_revision == third.revision)
+        })
+        .await;
+        assert!(acknowledged.connected && acknowledged.lag == 0 && acknowledged.last_nack.is_none());
+
+        // Who holds everything gets nothing, also from a control plane that was started anew.
+        drop(proxy);
+        plane.stop().await;
+        let plane = Plane::start(&database).await;
+        let held = pb::Hello { lineage: third.lineage.clone(), revision: third.revision, ..Default::default() };
+        let mut back = Proxy::connect(&plane, &database.token(), held.clone()).await;
+        back.is_quiet().await;
+        let older = pb::Hello { revision: second.revision, ..held };
+        let mut older = Proxy::connect(&plane, &database.token(), older).await;
+        let missed = older.update().await;
+        assert!(!missed.full);
+        assert_eq!((missed.resources.len(), missed.removed.len()), (1, 1));
+        drop((back, older));
+        plane.stop().await;
+        database.drop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_resource_is_named_and_sent_again() {
+    let database = Database::sqlite();
+    let plane = Plane::start(&database).await;
+    let admin = plane.sign_in().await;
+    let mut proxy = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
+    let first = proxy.update().await;
+    proxy.ack(&first).await;
+    create(&admin, "bad").await;
+    let update = proxy.update().await;
+    let bad = pb::ResourceRef { kind: pb::ResourceKind::Server.into(), id: update.servers()[0].1.clone() };
+    proxy.nack(&update, bad.clone(), "tools: cannot read x\n[31m").await;
+    let nack = eventually(async || shown(&admin, proxy.id).await?.last_nack).await;
+    assert_eq!(nack.revision, update.revision);
+    assert_eq!((nack.rejections[0].kind.as_str(), nack.rejections[0].name.as_str()), ("server", "bad"));
+    assert_eq!(nack.rejections[0].reason, "tools: cannot read x\u{fffd}[31m");
+
+    // Another update that it takes does not make the refusal go away; a new form of the resource does.
+    create(&admin, "good").await;
+    let good = proxy.update().await;
+    proxy.ack(&good).await;
+    eventually(async || shown(&admin, proxy.id).await.filter(|p| p.acknowledged_revision == good.revision)).await;
+    assert!(shown(&admin, proxy.id).await.unwrap().last_nack.is_some());
+
+    // A new stream names what it refused, and gets it again although its revision is the latest.
+    let hello = pb::Hello {
+        proxy_id: proxy.id.to_string(),
+        lineage: good.lineage.clone(),
+        revision: good.revision,
+        refused: vec![bad],
+        ..Default::default()
+    };
+    drop(proxy);
+    let mut again = Proxy::connect_as(&plane, &database.token(), hello).await;
+    let sent = again.update().await;
+    assert_eq!((sent.full, sent.servers()[0].0.as_str(), sent.resources.len()), (false, "bad", 1));
+    again.ack(&sent).await;
+    eventually(async || shown(&admin, again.id).await.filter(|p| p.last_nack.is_none())).await;
+    again.is_quiet().await;
+    drop(again);
+    plane.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_ahead_of_a_restored_database_gets_nothing_and_operators_hear_of_it() {
+    let database = Database::sqlite();
+    let plane = Plane::start(&database).await;
+    let admin = plane.sign_in().await;
+    let mut proxy = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
+    let first = proxy.update().await;
+    let ahead = pb::Hello { lineage: first.lineage.clone(), revision: first.revision + 1000, ..Default::default() };
+    let mut ahead = Proxy::connect(&plane, &database.token(), ahead).await;
+    ahead.is_quiet().await;
+    let look = async || {
+        let nack = shown(&admin, ahead.id).await?.last_nack?;
+        nack.rejections[0].reason.contains("new-lineage").then_some(())
+    };
+    // It is told only after another replica could have caught up.
+    let told = async {
+        while look().await.is_none() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(SOON * 3, told).await.expect("nobody was told");
+    drop((proxy, ahead));
+    plane.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_without_a_hello_or_with_two_is_ended() {
+    let database = Database::sqlite();
+    let plane = Plane::start(&database).await;
+    let token = database.token();
+    let (to, requests) = mpsc::channel(1);
+    to.send(pb::StreamRequest { message: Some(Message::Ack(pb::Ack::default())) }).await.unwrap();
+    let request = with_bearer(ReceiverStream::new(requests), &token);
+    let mut from = DiscoveryServiceClient::new(plane.channel().await).stream(request).await.unwrap().into_inner();
+    assert_eq!(from.message().await.unwrap_err().code(), Code::InvalidArgument);
+
+    let mut proxy = Proxy::connect(&plane, &token, pb::Hello::default()).await;
+    let first = proxy.update().await;
+    proxy.ack(&first).await;
+    proxy.to.send(pb::StreamRequest { message: Some(Message::Hello(pb::Hello::default())) }).await.unwrap();
+    assert_eq!(proxy.from.message().await.unwrap_err().code(), Code::InvalidArgument);
+    plane.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_ends_streams_and_the_process_at_once() {
+    let database = Database::sqlite();
+    let plane = Plane::start(&database).await;
+    let mut proxy = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
+    let first = proxy.update().await;
+    proxy.ack(&first).await;
+    let before = tokio::time::Instant::now();
+    let (ended, ()) = tokio::join!(proxy.from.message(), plane.stop());
+    assert!(ended.unwrap().is_none());
+    assert!(before.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_replica_writes_every_replica_tells() {
+    let Some(database) = Database::postgres().await else { return };
+    let (writer, teller) = (Plane::start(&database).await, Plane::start(&database).await);
+    assert!(writer.password.is_some() && teller.password.is_none(), "one of them makes the admin");
+    let admin = writer.sign_in().await;
+    let mut proxy = Proxy::connect(&teller, &database.token(), pb::Hello::default()).await;
+    let mut last = proxy.update().await;
+    for name in ["one", "two"] {
+        proxy.ack(&last).await;
+        let before = tokio::time::Instant::now();
+        create(&admin, name).await;
+        last = proxy.update().await;
+        assert_eq!(last.servers()[0].0, name);
+        assert!(before.elapsed() < Duration::from_secs(1), "took {:?}", before.elapsed());
+    }
+    // Each replica shows the proxy of the other.
+    eventually(async || shown(&admin, proxy.id).await.filter(|p| p.connected)).await;
+    drop(proxy);
+    writer.stop().await;
+    teller.stop().await;
+    database.drop().await;
+}
