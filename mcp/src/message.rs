@@ -103,6 +103,21 @@ impl Method {
         }
     }
 
+    /// Whether 2026-07-28 removed the method [2026-07-28 changelog].
+    pub fn is_legacy(&self) -> bool {
+        matches!(
+            self,
+            Self::Initialize
+                | Self::Initialized
+                | Self::Ping
+                | Self::LoggingSetLevel
+                | Self::ResourcesSubscribe
+                | Self::ResourcesUnsubscribe
+                | Self::TasksResult
+                | Self::TasksList
+        )
+    }
+
     /// Whether the answer is a list that comes in pages.
     pub fn is_list(&self) -> bool {
         matches!(
@@ -254,7 +269,10 @@ impl Head {
 pub fn head(message: &Message) -> Result<Head, HeadError> {
     let method = Method::parse(message.method().ok_or(HeadError::NoMethod)?);
     object(message, Slot::Meta)?;
+    // What a stateless server answers to a method that its revision removed is `method not found`, whatever the params.
+    let removed = message.field(Slot::MetaVersion).is_some() && method.is_legacy();
     let name = match method.subject() {
+        Some(_) if removed => None,
         Some(slot) => Some(string(message, slot)?.ok_or(HeadError::Missing(label(slot)))?),
         None => None,
     };
@@ -283,6 +301,7 @@ pub fn head(message: &Message) -> Result<Head, HeadError> {
     let (mut capabilities, mut client_info) = (Slot::MetaCapabilities, Slot::MetaClientInfo);
     let (mut log_level, mut progress_token) = (Slot::MetaLogLevel, Slot::MetaProgressToken);
     match method {
+        Method::Initialize if removed => {}
         Method::Initialize => {
             let version = string(message, Slot::ProtocolVersion)?;
             protocol_version = Some(version.ok_or(HeadError::Missing(label(Slot::ProtocolVersion)))?);
