@@ -6,26 +6,31 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{ChildStdout, Command};
+use tokio::time::Instant;
 
 use crate::failure::Failure;
-use crate::output::clean_lines;
+use crate::output::{clean_lines, note};
 
 /// How long a program may take to say that it is ready.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// After how long, and how often, a wait is explained.
+const NOTICE: Duration = Duration::from_secs(4);
 /// The longest announcement that is read.
 const LINE_LIMIT: u64 = 64 * 1024;
 /// A log that is larger than this is put aside at the next start.
 const LOG_LIMIT: u64 = 16 * 1024 * 1024;
 /// How much of a log is shown when its program failed.
-const TAIL_LINES: usize = 20;
+const TAIL_LINES: usize = 10;
 const TAIL_BYTES: u64 = 16 * 1024;
 
 /// Finds a program beside this one, else on the path.
@@ -60,21 +65,23 @@ impl Program {
     /// stops its children in the right order.
     pub(crate) fn start(self) -> anyhow::Result<Child> {
         let mut command = self.command();
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(open_log(&self.log)?);
+        let (log, start) = open_log(&self.log)?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         command.process_group(0).kill_on_drop(true);
         let mut process = command.spawn().with_context(|| format!("cannot start {}", self.path.display()))?;
         let stdout = process.stdout.take().map(BufReader::new);
-        Ok(Child { name: self.name, log: self.log, process, stdout })
+        Ok(Child { name: self.name, log: Log { path: self.log, start }, process, stdout })
     }
 
     /// Runs it to its end and gives back what it printed.
     pub(crate) async fn output(self) -> anyhow::Result<String> {
         let mut command = self.command();
-        command.stdin(Stdio::null()).stderr(open_log(&self.log)?).kill_on_drop(true);
+        let (log, start) = open_log(&self.log)?;
+        command.stdin(Stdio::null()).stderr(log).kill_on_drop(true);
         let output = tokio::time::timeout(START_LIMIT, command.output()).await;
         let output = output.with_context(|| format!("{} did not end", self.name))??;
         if !output.status.success() {
-            return Err(ended(self.name, output.status, &self.log).into());
+            return Err(ended(self.name, output.status, &Log { path: self.log, start }).into());
         }
         String::from_utf8(output.stdout).with_context(|| format!("{} printed no text", self.name))
     }
@@ -127,26 +134,35 @@ pub(crate) fn become_program(parent: i32, program: &[OsString]) -> anyhow::Resul
 pub(crate) struct Child {
     /// The name in messages.
     pub(crate) name: &'static str,
-    log: PathBuf,
+    log: Log,
     process: tokio::process::Child,
     // Kept to the end: a program whose standard output is closed could stumble over it.
     stdout: Option<BufReader<ChildStdout>>,
 }
 
 impl Child {
-    /// Waits for the one line of JSON by which the program says that it is ready.
+    /// Waits for the one line of JSON by which the program says that it is ready. A wait that a person would
+    /// notice is explained with the last line of the log.
     pub(crate) async fn announcement<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
         let mut line = String::new();
         let stdout = self.stdout.as_mut().context("the program's output is not read")?;
         let mut limited = stdout.take(LINE_LIMIT);
-        match tokio::time::timeout(START_LIMIT, limited.read_line(&mut line)).await {
-            Err(_) => {
-                let message = format!("{} is not ready after {START_LIMIT:?}", self.name);
-                Err(Failure::failed(message).next(format!("See {}.", self.log.display())).into())
+        let mut read = pin!(limited.read_line(&mut line));
+        let end = Instant::now() + START_LIMIT;
+        let count = loop {
+            if let Ok(count) = tokio::time::timeout(NOTICE, &mut read).await {
+                break count.with_context(|| format!("cannot hear {}", self.name))?;
             }
-            Ok(Err(error)) => Err(error).with_context(|| format!("cannot hear {}", self.name)),
-            Ok(Ok(0)) => Err(self.died().await),
-            Ok(Ok(_)) => serde_json::from_str(&line)
+            if Instant::now() >= end {
+                let message = format!("{} is not ready after {START_LIMIT:?}", self.name);
+                return Err(self.log.explain(message).into());
+            }
+            let last = self.log.tail(1).unwrap_or_default();
+            note(&format!("Waiting for {}: {}", self.name, last.trim()));
+        };
+        match count {
+            0 => Err(self.died().await),
+            _ => serde_json::from_str(&line)
                 .with_context(|| format!("{} announced something else than JSON", self.name)),
         }
     }
@@ -166,7 +182,7 @@ impl Child {
         // It may have ended in this moment, which is what is asked for.
         kill_process(pid, Signal::TERM).ok();
         if tokio::time::timeout(limit, self.process.wait()).await.is_err() {
-            crate::output::note(&format!("{} did not end within {limit:?} and is killed.", self.name));
+            note(&format!("{} did not end within {limit:?} and is killed.", self.name));
             self.kill().await;
         }
     }
@@ -177,30 +193,79 @@ impl Child {
     }
 }
 
-fn ended(name: &str, status: ExitStatus, log: &Path) -> Failure {
-    let tail = tail(log).unwrap_or_default();
-    let tail = if tail.is_empty() { tail } else { format!("; the end of its log:\n{tail}") };
-    Failure::failed(format!("{name} has ended ({status}){tail}")).next(format!("Its log: {}", log.display()))
+/// A log, and where in it the part of the present program begins.
+struct Log {
+    path: PathBuf,
+    start: u64,
 }
 
-fn open_log(path: &Path) -> anyhow::Result<File> {
+fn ended(name: &str, status: ExitStatus, log: &Log) -> Failure {
+    log.explain(format!("{name} has ended ({status})"))
+}
+
+fn open_log(path: &Path) -> anyhow::Result<(File, u64)> {
     if std::fs::metadata(path).is_ok_and(|file| file.len() > LOG_LIMIT) {
         std::fs::rename(path, path.with_extension("log.1"))
             .with_context(|| format!("cannot put {} aside", path.display()))?;
     }
-    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
-    log.with_context(|| format!("cannot open {}", path.display()))
+    let open = || {
+        let log = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        let start = log.metadata()?.len();
+        std::io::Result::Ok((log, start))
+    };
+    open().with_context(|| format!("cannot open {}", path.display()))
 }
 
-fn tail(path: &Path) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
-    let start = file.metadata()?.len().saturating_sub(TAIL_BYTES);
-    file.seek(SeekFrom::Start(start))?;
-    let mut bytes = Vec::new();
-    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().collect();
-    let skipped = lines.len().saturating_sub(TAIL_LINES);
-    let lines: Vec<String> = lines.into_iter().skip(skipped).map(|line| format!("    {line}")).collect();
-    Ok(clean_lines(&lines.join("\n")))
+impl Log {
+    /// A failure of the program, with the end of its log.
+    fn explain(&self, message: String) -> Failure {
+        let tail = self.tail(TAIL_LINES).unwrap_or_default();
+        let tail = if tail.is_empty() { tail } else { format!("; the end of its log:\n{tail}") };
+        Failure::failed(format!("{message}{tail}")).next(format!("Its log: {}", self.path.display()))
+    }
+
+    fn tail(&self, most: usize) -> std::io::Result<String> {
+        let mut file = File::open(&self.path)?;
+        let start = file.metadata()?.len().saturating_sub(TAIL_BYTES).max(self.start);
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<&str> = text.lines().collect();
+        let skipped = lines.len().saturating_sub(most);
+        let lines: Vec<String> =
+            lines.into_iter().skip(skipped).map(|line| format!("    {}", readable(line))).collect();
+        Ok(clean_lines(&lines.join("\n")))
+    }
+}
+
+/// A line of a log in JSON as a person reads it: level, message, and the error where there is one.
+fn readable(line: &str) -> String {
+    let Ok(Value::Object(fields)) = serde_json::from_str(line) else { return line.to_owned() };
+    let text = |name: &str| fields.get(name).and_then(Value::as_str);
+    let (Some(level), Some(message)) = (text("level"), text("message")) else { return line.to_owned() };
+    let error = text("error").map(|error| format!(": {error}")).unwrap_or_default();
+    format!("{level:<5} {message}{error}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_json_is_made_readable_and_any_other_is_kept() {
+        let line = r#"{"level":"WARN","message":"cannot connect","error":"refused","target":"x"}"#;
+        assert_eq!(readable(line), "WARN  cannot connect: refused");
+        assert_eq!(readable("error: {"), "error: {");
+    }
+
+    #[test]
+    fn only_the_part_of_this_start_is_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.log");
+        std::fs::write(&path, "old\n").unwrap();
+        let (_file, start) = open_log(&path).unwrap();
+        std::fs::write(&path, "old\nnew\n").unwrap();
+        assert_eq!(Log { path, start }.tail(9).unwrap(), "    new");
+    }
 }
