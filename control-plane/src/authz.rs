@@ -92,6 +92,11 @@ impl OpCtx {
         self.permissions.contains(permission)
     }
 
+    /// Whether a server exists for the actor: a key that is for some servers does not know of others.
+    pub fn sees_server(&self, name: &str) -> bool {
+        self.key.as_ref().is_none_or(|key| key.allows_server(name))
+    }
+
     /// What principal and key permit together.
     pub fn permissions(&self) -> PermissionSet {
         self.permissions

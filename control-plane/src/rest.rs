@@ -26,6 +26,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use waffles_runtime::admin::Gates;
 
 use crate::audit::Audit;
 use crate::authz::{self, Rule};
@@ -56,6 +57,7 @@ pub struct Services {
 struct Door {
     services: Services,
     hosts: Hosts,
+    gates: Gates,
     started: Instant,
 }
 
@@ -82,8 +84,8 @@ struct Document;
 /// The REST door. Connections put the peer's address into the requests' extensions as
 /// `axum::extract::ConnectInfo<SocketAddr>`; without it log-ins of all addresses share one limit, and keys
 /// that are bound to addresses are refused.
-pub fn router(services: Services, hosts: Hosts) -> Router {
-    let door = Arc::new(Door { services, hosts, started: Instant::now() });
+pub fn router(services: Services, hosts: Hosts, gates: Gates) -> Router {
+    let door = Arc::new(Door { services, hosts, gates, started: Instant::now() });
     let (routes, document) = parts();
     let text: Arc<str> = print(&document).into();
     routes

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 use uuid::Uuid;
 use waffles_core::DEFAULT_TENANT;
-use waffles_core::audit::micros;
+use waffles_core::audit::{Event, Outcome, clean, micros};
 use waffles_core::credential::random_text;
 use waffles_core::principal::Principal;
 
@@ -72,10 +72,13 @@ impl Identity {
             return Err(Error::Throttled { retry_after });
         }
         let found = store::user_by_email(&self.db, &tenant, &email).await?;
+        let known = found.is_some();
         let (user, stored) = found.unzip();
         let matches = self.passwords.verify(login.password, stored.flatten()).await?;
         let Some(user) = user.filter(|user| matches && user.active) else {
-            tracing::info!(request.id = %ctx.request_id(), "a log-in was refused");
+            // The trail of a tenant tells of its own accounts only; an address that is nobody's belongs to none.
+            let tenant = if known { tenant.as_str() } else { DEFAULT_TENANT };
+            self.note_refusal(ctx, tenant, &email).await?;
             return Err(Error::Unauthenticated);
         };
         self.throttle.refund(&budgets).await;
@@ -130,6 +133,22 @@ impl Identity {
             tx.commit().await?;
         }
         Ok(())
+    }
+
+    /// Notes a log-in that was refused. The throttle bounds how many there can be.
+    async fn note_refusal(&self, ctx: &OpCtx, tenant: &str, email: &str) -> Result<(), Error> {
+        let event = Event {
+            tenant: tenant.to_owned(),
+            action: "session.start".to_owned(),
+            outcome: Outcome::Unauthenticated,
+            reason: "bad_credentials".to_owned(),
+            client_ip: ctx.address().map(|address| address.to_string()).unwrap_or_default(),
+            resource: format!("user/{}", clean(email, EMAIL_MOST)),
+            ..Event::new(ctx.request_id(), Utc::now())
+        };
+        let mut tx = self.db.begin().await?;
+        crate::store::audit::insert(&mut tx, &[(&event, None)]).await?;
+        Ok(tx.commit().await?)
     }
 
     fn tokens(

@@ -367,13 +367,17 @@ pub(super) async fn health() -> Json<Alive> {
     Json(Alive { status: "ok" })
 }
 
-/// Says whether requests can be served: the database answers and its migrations are done.
+/// Says whether requests can be served: the database answers, its migrations are done, the configuration was
+/// read once, and the program does not end.
 #[utoipa::path(get, path = "/ready", tag = "status", operation_id = "getReady",
     responses((status = 200, body = Alive)))]
 pub(super) async fn ready(State(door): State<Arc<Door>>) -> Result<Json<Alive>, Problem> {
+    let unavailable = |source| Error::Unavailable { retry_after: super::SOON, source };
+    let missing = door.gates.missing();
+    if !missing.is_empty() {
+        return Err(unavailable(format!("waiting for {}", missing.join(", ")).into()).into());
+    }
     // The port opens once the migrations are done, and the ping reads a table that they make.
-    let unavailable =
-        |error: sqlx::Error| Error::Unavailable { retry_after: super::SOON, source: error.into() };
-    door.services.db.ping().await.map_err(unavailable)?;
+    door.services.db.ping().await.map_err(|error| unavailable(error.into()))?;
     Ok(Json(Alive { status: "ok" }))
 }

@@ -1,4 +1,5 @@
-//! The real router on a real database.
+//! The real router on a real database: SQLite, or Postgres where `WAFFLES_TEST_POSTGRES` names a server on
+//! which databases may be made.
 
 mod access;
 mod keys;
@@ -17,12 +18,13 @@ use waffles_core::principal::Principal;
 use super::*;
 use crate::discovery::Discovery;
 use crate::secrets::Secrets;
-use crate::store::{DbConfig, principals};
+use crate::store::{DbConfig, on_tx, principals};
 
 /// A control plane without ports.
 struct World {
     router: Router,
     services: Services,
+    gates: Gates,
     admin_password: String,
     _folder: tempfile::TempDir,
 }
@@ -38,8 +40,12 @@ struct Answer {
 impl World {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", folder.path().join("test.db").display());
-        let db = Db::connect(&DbConfig::new(url)).await.unwrap();
+        #[allow(clippy::disallowed_methods, reason = "a test is told by the environment where Postgres is")]
+        let url = match std::env::var("WAFFLES_TEST_POSTGRES") {
+            Ok(server) => make_database(&server).await,
+            Err(_) => format!("sqlite://{}", folder.path().join("test.db").display()),
+        };
+        let db = Db::connect(&DbConfig { max_connections: 3, ..DbConfig::new(url) }).await.unwrap();
         db.migrate().await.unwrap();
         let secrets = Secrets::from_master(&[7; 32]);
         let discovery = Discovery::new();
@@ -54,9 +60,11 @@ impl World {
             identity,
             db,
         };
+        let gates = Gates::new();
         let hosts = Hosts::new("127.0.0.1:8081".parse().unwrap(), Vec::new());
         Self {
-            router: router(services.clone(), hosts),
+            router: router(services.clone(), hosts, gates.clone()),
+            gates,
             services,
             admin_password: admin.password.expose_secret().to_owned(),
             _folder: folder,
@@ -128,10 +136,9 @@ impl World {
         };
         let hash = self.services.identity.hash_for_test("password").await;
         let mut tx = db.begin().await.unwrap();
-        if let (crate::store::Tx::Lite(lite), true) = (&mut tx, tenant != "default") {
-            let sql = "INSERT INTO tenants (id, created_at) VALUES ($1, $2) ON CONFLICT DO NOTHING";
-            sqlx::query(sql).bind(tenant).bind(now).execute(&mut **lite).await.unwrap();
-        }
+        const TENANT: &str = "INSERT INTO tenants (id, created_at) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+        on_tx!(&mut tx, |conn| sqlx::query(TENANT).bind(tenant).bind(now).execute(conn).await.map(drop))
+            .unwrap();
         principals::put_user(&mut tx, &user, &hash, now).await.unwrap();
         tx.commit().await.unwrap();
         let login = json!({"email": name, "password": "password", "tenant": tenant});
@@ -156,6 +163,15 @@ impl Answer {
     fn text(&self, field: &str) -> String {
         self.body[field].as_str().unwrap_or_else(|| panic!("no {field} in {}", self.body)).to_owned()
     }
+}
+
+async fn make_database(server: &str) -> String {
+    let mut conn = <sqlx::PgConnection as sqlx::Connection>::connect(server).await.unwrap();
+    let name = format!("waffles_rest_{}", uuid::Uuid::now_v7().simple());
+    sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut conn).await.unwrap();
+    let mut url = url::Url::parse(server).unwrap();
+    url.set_path(&name);
+    url.into()
 }
 
 fn demo(name: &str) -> Value {

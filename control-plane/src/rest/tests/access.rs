@@ -82,6 +82,10 @@ async fn health_and_readiness_need_no_credential() {
     let world = World::new().await;
     assert_eq!(world.get("/health", "").await.body, json!({"status": "ok"}));
     assert_eq!(world.get("/ready", "").await.status, StatusCode::OK);
+    let gate = world.gates.gate("configuration");
+    assert_eq!(world.get("/ready", "").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    gate.open();
+    assert_eq!(world.get("/ready", "").await.status, StatusCode::OK);
     world.services.db.close().await;
     assert_eq!(world.get("/health", "").await.status, StatusCode::OK);
     let answer = world.get("/ready", "").await;

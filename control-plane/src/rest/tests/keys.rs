@@ -74,6 +74,29 @@ async fn a_narrow_key_makes_no_wide_one() {
 }
 
 #[tokio::test]
+async fn a_key_for_some_servers_knows_of_no_others() {
+    let world = World::new().await;
+    let admin = world.admin().await;
+    for name in ["a", "b"] {
+        world.call("POST", "/api/v1/servers", &admin, demo(name)).await;
+    }
+    let key = issue(&world, &admin, json!({"name": "k", "limits": {"servers": ["a", "c"]}})).await;
+    let key = key.text("secret");
+    let listed = world.get("/api/v1/servers", &key).await;
+    assert_eq!(listed.body["servers"].as_array().unwrap().len(), 1);
+    assert_eq!(world.get("/api/v1/servers/a", &key).await.status, StatusCode::OK);
+    for (method, path) in
+        [("GET", "/api/v1/servers/b"), ("DELETE", "/api/v1/servers/b"), ("POST", "/api/v1/servers/b/disable")]
+    {
+        let answer = world.call(method, path, &key, Value::Null).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{method} {path}");
+    }
+    for (name, status) in [("c", StatusCode::CREATED), ("d", StatusCode::FORBIDDEN)] {
+        assert_eq!(world.call("POST", "/api/v1/servers", &key, demo(name)).await.status, status);
+    }
+}
+
+#[tokio::test]
 async fn a_key_is_refused_outside_its_addresses_and_after_its_end() {
     let world = World::new().await;
     let admin = world.admin().await;

@@ -85,6 +85,10 @@ async fn unknown_accounts_and_wrong_passwords_get_the_same_answer() {
         answers.push(answer.body);
     }
     assert_eq!(answers[0], answers[1]);
+    let admin = world.admin().await;
+    let trail = world.get("/api/v1/audit?outcome=unauthenticated&action=session.start", &admin).await;
+    let refused: Vec<_> = trail.body["events"].as_array().unwrap().iter().map(|e| &e["resource"]).collect();
+    assert_eq!(refused, ["user/nobody@localhost", "user/admin@localhost"]);
     let other = json!({"email": "admin@localhost", "password": world.admin_password, "tenant": "other"});
     let other = world.call("POST", "/api/v1/auth/login", "", other).await;
     assert_eq!(other.status, StatusCode::UNAUTHORIZED);
