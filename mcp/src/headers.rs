@@ -246,7 +246,7 @@ pub fn write(head: &Head, revision: Revision, headers: &mut HeaderMap) {
     headers.remove(MCP_METHOD);
     headers.remove(MCP_NAME);
     headers.remove(MCP_PROTOCOL_VERSION);
-    if revision.has_version_header() && head.method != Method::Initialize {
+    if revision.is_modern() || (revision.has_version_header() && head.method != Method::Initialize) {
         headers.insert(MCP_PROTOCOL_VERSION, HeaderValue::from_static(revision.as_str()));
     }
     if !revision.is_modern() {
