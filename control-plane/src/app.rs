@@ -16,15 +16,17 @@ use tonic_health::server::HealthReporter;
 use waffles_core::snapshot::Settings;
 use waffles_runtime::admin::{self, Admin, Gates};
 use waffles_runtime::drain::{self, Drain, Outcome, Signals, Trigger};
+use waffles_runtime::listen;
 use waffles_runtime::task::{self, Driver, Supervisor, Tasks};
 use waffles_runtime::telemetry::{self, Metrics};
-use waffles_runtime::listen;
 
 use crate::audit::Audit;
 use crate::config::Config;
 use crate::discovery::{Discovery, Listener, Publisher};
+use crate::grpc;
 use crate::http::{self, Limits};
 use crate::identity::{self, Identity, OneTime};
+use crate::metrics;
 use crate::proxies::Proxies;
 use crate::registry::Registry;
 use crate::rest::{self, Hosts, Services};
@@ -32,15 +34,19 @@ use crate::secrets::{ProxyToken, Secrets};
 use crate::store::changes::{self, Claim};
 use crate::store::{self, Db, OpenError};
 use crate::upkeep::{self, Pulse, Upkeep};
-use crate::grpc;
 
 /// How long a start waits for a database that is not there yet.
 const DATABASE_TIME: Duration = Duration::from_secs(60);
 const DATABASE_PAUSE: Duration = Duration::from_millis(500);
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 
-const HTTP: Limits = Limits { connections: 1024, body: Some(1024 * 1024), http2_only: false };
-const GRPC: Limits = Limits { connections: 4096, body: None, http2_only: true };
+const HTTP: Limits = Limits {
+    connections: 1024,
+    body: Some(1024 * 1024),
+    answer: Some(Duration::from_secs(15)),
+    http2_only: false,
+};
+const GRPC: Limits = Limits { connections: 4096, body: None, answer: None, http2_only: true };
 
 /// Every socket is open, nothing is served yet.
 pub struct Bound {
@@ -82,7 +88,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let shown = config.shown();
     tracing::info!(config = %shown, version = env!("CARGO_PKG_VERSION"), "starting");
     let signals = Signals::listen().context("signals cannot be listened to")?;
-    let open = |what: &str, addr| listen::bind(addr, false).with_context(|| format!("{what}: cannot listen on {addr}"));
+    let open = |what: &str, addr| {
+        listen::bind(addr, false).with_context(|| format!("{what}: cannot listen on {addr}"))
+    };
     let http = open("--http-addr", config.listen.http)?;
     let grpc = open("--grpc-addr", config.listen.grpc)?;
     let http_addr = http.local_addr()?;
@@ -91,7 +99,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let secrets = Secrets::load(&config.secrets.master_key)?;
     let token = ProxyToken::load(&config.secrets.proxy_token)?;
     let db = open_database(&config, &secrets).await?;
-    upkeep::make_partitions(&db, Utc::now()).await.context("the partitions of the audit trail cannot be made")?;
+    upkeep::make_partitions(&db, Utc::now())
+        .await
+        .context("the partitions of the audit trail cannot be made")?;
 
     let (trigger, drain) = drain::channel(config.grace);
     let (gates, tasks, metrics) = (Gates::new(), Tasks::new(), Metrics::new());
@@ -111,8 +121,13 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         proxies: Proxies::new(db.clone(), discovery.clone()),
         identity,
     };
-    let publisher =
-        Publisher::new(db.clone(), secrets.seal.clone(), settings, discovery.clone(), gates.gate("configuration"));
+    let publisher = Publisher::new(
+        db.clone(),
+        secrets.seal.clone(),
+        settings,
+        discovery.clone(),
+        gates.gate("configuration"),
+    );
     let work = Work {
         publisher: publisher.driver(),
         pulse: Driver::new(Pulse::new(db.clone(), gates.gate("database")), Pulse::PERIOD),
@@ -125,9 +140,11 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         },
     };
 
-    let rest = rest::router(services.clone(), Hosts::new(http_addr, config.public_hosts));
-    let parts = grpc::Parts { services: services.clone(), discovery: discovery.clone(), token, drain: drain.clone() };
+    let rest = rest::router(services.clone(), Hosts::new(http_addr, config.public_hosts), gates.clone());
+    let parts =
+        grpc::Parts { services: services.clone(), discovery: discovery.clone(), token, drain: drain.clone() };
     let (rpc, health) = grpc::router(parts).context("the descriptors of the contracts cannot be served")?;
+    metrics::register(&metrics, &services.audit, &services.proxies, &discovery, &gates);
     let admin = Admin::new(gates.clone(), metrics, tasks.clone())
         .config(shown)
         .route("/discovery", move || discovery.counts())
@@ -183,7 +200,8 @@ impl Bound {
         supervisor.spawn("grpc", http::serve(self.grpc.0, self.grpc.1, GRPC, drain.clone()));
         tracing::info!(http = %self.http_addr, grpc = %self.grpc_addr, admin = %self.admin_addr, "listening");
 
-        let greeting = greeting(self.announce, self.first.take(), [self.http_addr, self.grpc_addr, self.admin_addr]);
+        let greeting =
+            greeting(self.announce, self.first.take(), [self.http_addr, self.grpc_addr, self.admin_addr]);
         let ready = async {
             self.gates.ready().await;
             self.health.set_service_status("", ServingStatus::Serving).await;
@@ -201,7 +219,11 @@ impl Bound {
             ended = supervisor.ended() => Some(ended),
         };
         if let Some(ended) = &died {
-            tracing::error!(task.name = ended.name, panicked = ended.panicked, "a part ended that there is no going on without");
+            tracing::error!(
+                task.name = ended.name,
+                panicked = ended.panicked,
+                "a part ended that there is no going on without"
+            );
         }
 
         self.gates.drain();
@@ -255,7 +277,14 @@ pub async fn new_lineage(config: &Config) -> anyhow::Result<()> {
     let db = open_database(config, &secrets).await?;
     let mut tx = db.begin().await?;
     let lineage = changes::new_lineage(&mut tx).await?;
-    crate::audit::note(&mut tx, &crate::authz::OpCtx::system(), "database.new_lineage", "database", json!({ "lineage": lineage })).await?;
+    crate::audit::note(
+        &mut tx,
+        &crate::authz::OpCtx::system(),
+        "database.new_lineage",
+        "database",
+        json!({ "lineage": lineage }),
+    )
+    .await?;
     tx.commit().await?;
     db.close().await;
     Ok(())
@@ -268,7 +297,9 @@ async fn open_database(config: &Config, secrets: &Secrets) -> anyhow::Result<Db>
     loop {
         match db.migrate().await {
             Ok(()) => break,
-            Err(OpenError::Open(error)) if store::is_connection_loss(&error) && started.elapsed() < DATABASE_TIME => {
+            Err(OpenError::Open(error))
+                if store::is_connection_loss(&error) && started.elapsed() < DATABASE_TIME =>
+            {
                 tracing::warn!(%error, "waiting for the database");
                 tokio::time::sleep(DATABASE_PAUSE).await;
             }
@@ -315,7 +346,10 @@ impl Greeting {
     /// is closed is no reason to end.
     fn say(mut self) {
         let said = if self.announce {
-            let first = self.first.as_ref().map(|f| json!({ "email": f.email, "password": f.password.expose_secret() }));
+            let first = self
+                .first
+                .as_ref()
+                .map(|f| json!({ "email": f.email, "password": f.password.expose_secret() }));
             if let Some(line) = self.line.as_object_mut() {
                 line.insert("bootstrap".into(), first.into());
             }

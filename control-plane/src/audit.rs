@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Duration, Utc};
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -34,12 +35,20 @@ const MOST_PER_PAGE: u32 = 1000;
 /// Bytes of a short text of an event, and of a payload.
 const MOST_TEXT: usize = 2048;
 const MOST_PAYLOAD: usize = 256 * 1024;
+/// Longer than Postgres works on one statement.
+const STORE_TIME: std::time::Duration = std::time::Duration::from_secs(20);
 /// Names the list in cursors.
 const LIST: &str = "audit";
 
 /// Notes an administrative act in the transaction of the act: both happen, or neither. `resource` names what
 /// was acted upon, such as `server/demo`; `detail` holds no secret.
-pub async fn note(tx: &mut Tx, ctx: &OpCtx, action: &str, resource: &str, detail: Value) -> Result<(), Error> {
+pub async fn note(
+    tx: &mut Tx,
+    ctx: &OpCtx,
+    action: &str,
+    resource: &str,
+    detail: Value,
+) -> Result<(), Error> {
     let principal = ctx.principal();
     let event = Event {
         tenant: ctx.tenant().to_owned(),
@@ -65,12 +74,25 @@ pub struct Audit {
     tenants: Arc<Mutex<HashSet<String>>>,
     /// Counts what this process stored, so that those who follow need not wait for their next look.
     stored: Arc<watch::Sender<u64>>,
+    batches: Counter,
+    records: Counter,
 }
 
 impl Audit {
     /// On a database.
     pub fn new(db: Db) -> Self {
-        Self { db, tenants: Arc::default(), stored: Arc::new(watch::Sender::new(0)) }
+        let stored = Arc::new(watch::Sender::new(0));
+        Self { db, tenants: Arc::default(), stored, batches: Counter::default(), records: Counter::default() }
+    }
+
+    /// Counts batches taken in.
+    pub(crate) fn batches(&self) -> &Counter {
+        &self.batches
+    }
+
+    /// Counts records taken in.
+    pub(crate) fn records(&self) -> &Counter {
+        &self.records
     }
 
     /// How far a proxy's spool is stored.
@@ -80,22 +102,30 @@ impl Audit {
 
     /// Takes in a batch and says how far the spool is stored now. A record that cannot be read, or that the
     /// database will not have, is stored as one that says so: it must not hold up those behind it for ever.
-    pub async fn ingest(&self, _peer: ProxyPeer, proxy: Uuid, spool: Uuid, batch: pb::Batch) -> Result<u64, Error> {
+    pub async fn ingest(
+        &self,
+        _peer: ProxyPeer,
+        proxy: Uuid,
+        spool: Uuid,
+        batch: pb::Batch,
+    ) -> Result<u64, Error> {
         if batch.events.len() > MOST_RECORDS {
             return Err(Error::invalid("events", format!("must be at most {MOST_RECORDS}")));
         }
         let now = micros(Utc::now());
+        let count = u64::try_from(batch.events.len()).unwrap_or(u64::MAX);
         let mut records = Vec::with_capacity(batch.events.len());
         for record in batch.events {
             let sequence = record.sequence;
-            let event = record.event.ok_or_else(|| "event: is missing".to_owned()).and_then(wire::event_from_proto);
+            let event =
+                record.event.ok_or_else(|| "event: is missing".to_owned()).and_then(wire::event_from_proto);
             let event = match event {
                 Ok(event) => self.admit(event, proxy, now).await?,
                 Err(problem) => malformed(proxy, now, sequence, &problem),
             };
             records.push((event, Place { spool, sequence }));
         }
-        let through = match self.store(proxy, spool, &records, batch.lost).await {
+        let through = match self.store_in_time(proxy, spool, &records, batch.lost).await {
             Err(Error::Internal(cause)) if !records.is_empty() => {
                 tracing::error!(proxy.id = %proxy, error = %cause, "a batch cannot be stored whole; storing its records one by one");
                 self.store_each(proxy, spool, records, batch.lost).await?
@@ -103,12 +133,33 @@ impl Audit {
             result => result?,
         };
         self.stored.send_modify(|stored| *stored += 1);
+        self.batches.inc();
+        self.records.inc_by(count);
         Ok(through)
+    }
+
+    /// A connection to a server that went away without a word would be waited for as long as TCP is patient. To
+    /// store again what was stored after all does no harm.
+    async fn store_in_time(
+        &self,
+        proxy: Uuid,
+        spool: Uuid,
+        records: &[(Event, Place)],
+        lost: u64,
+    ) -> Result<u64, Error> {
+        let stored = tokio::time::timeout(STORE_TIME, self.store(proxy, spool, records, lost)).await;
+        stored.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut.into()))
     }
 
     /// One transaction. The row of the spool is locked from the look at what is stored to the commit, so that of
     /// two streams of one proxy, or of one batch sent twice, each record is stored once.
-    async fn store(&self, proxy: Uuid, spool: Uuid, records: &[(Event, Place)], lost: u64) -> Result<u64, Error> {
+    async fn store(
+        &self,
+        proxy: Uuid,
+        spool: Uuid,
+        records: &[(Event, Place)],
+        lost: u64,
+    ) -> Result<u64, Error> {
         let mut tx = self.db.begin().await?;
         let mut through = store::lock_spool(&mut tx, proxy, spool).await?;
         // In the order of the spool a record is new exactly when its number is above all that came before it.
@@ -135,10 +186,10 @@ impl Audit {
         let mut through = 0;
         for (event, place) in records {
             let time = event.occurred_at;
-            through = match self.store(proxy, spool, &[(event, place)], lost).await {
+            through = match self.store_in_time(proxy, spool, &[(event, place)], lost).await {
                 Err(Error::Internal(cause)) => {
                     let event = malformed(proxy, time, place.sequence, &cause.to_string());
-                    self.store(proxy, spool, &[(event, place)], lost).await?
+                    self.store_in_time(proxy, spool, &[(event, place)], lost).await?
                 }
                 result => result?,
             };
@@ -147,7 +198,12 @@ impl Audit {
     }
 
     /// Events of the actor's tenant, newest first. Payloads only for those who may see them.
-    pub async fn search(&self, ctx: &OpCtx, filter: &EventFilter, page: &Page) -> Result<Paged<Event>, Error> {
+    pub async fn search(
+        &self,
+        ctx: &OpCtx,
+        filter: &EventFilter,
+        page: &Page,
+    ) -> Result<Paged<Event>, Error> {
         ctx.require(Permission::AuditRead)?;
         check(filter)?;
         let limit = page.limit(MOST_PER_PAGE)?;
@@ -244,16 +300,17 @@ fn check(filter: &EventFilter) -> Result<(), Error> {
             return Err(Error::invalid(field, format!("must have at most {MOST_TEXT} bytes and no NUL")));
         }
     }
-    if let (Some(since), Some(until)) = (filter.since, filter.until) {
-        if since >= until {
-            return Err(Error::invalid("until", "must be after `since`"));
-        }
+    if let (Some(since), Some(until)) = (filter.since, filter.until)
+        && since >= until
+    {
+        return Err(Error::invalid("until", "must be after `since`"));
     }
     Ok(())
 }
 
 fn time_of(micros: i64) -> Result<DateTime<Utc>, Error> {
-    DateTime::from_timestamp_micros(micros).ok_or_else(|| Error::invalid("cursor", "is not a cursor of this list"))
+    DateTime::from_timestamp_micros(micros)
+        .ok_or_else(|| Error::invalid("cursor", "is not a cursor of this list"))
 }
 
 fn hide_payloads(ctx: &OpCtx, events: &mut [Event]) {

@@ -80,7 +80,11 @@ pub struct SecretFiles {
 pub struct ConfigError(Vec<String>);
 
 #[derive(Debug, Parser)]
-#[command(name = "waffles-control-plane", version, about = "The control plane of Waffles: registry, identity, audit")]
+#[command(
+    name = "waffles-control-plane",
+    version,
+    about = "The control plane of Waffles: registry, identity, audit"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -91,7 +95,13 @@ struct Cli {
 #[derive(Debug, Args)]
 struct Flags {
     /// Where the SQLite database and the secret files are kept.
-    #[arg(long, env = "WAFFLES_DATA_DIR", default_value = "./waffles-data", value_name = "DIR", global = true)]
+    #[arg(
+        long,
+        env = "WAFFLES_DATA_DIR",
+        default_value = "./waffles-data",
+        value_name = "DIR",
+        global = true
+    )]
     data_dir: PathBuf,
     /// `postgres://…` or `sqlite://…` [default: a SQLite file in the data directory]
     #[arg(long, env = "WAFFLES_DATABASE_URL", hide_env_values = true, value_name = "URL", global = true)]
@@ -103,7 +113,13 @@ struct Flags {
     #[arg(long, env = "WAFFLES_DATABASE_WAIT", default_value = "1500ms", value_name = "TIME", global = true)]
     database_wait: String,
     /// How long the database may work on one statement.
-    #[arg(long, env = "WAFFLES_DATABASE_STATEMENT_TIME", default_value = "10s", value_name = "TIME", global = true)]
+    #[arg(
+        long,
+        env = "WAFFLES_DATABASE_STATEMENT_TIME",
+        default_value = "10s",
+        value_name = "TIME",
+        global = true
+    )]
     database_statement_time: String,
     /// Redis, for limits that replicas share.
     #[arg(long, env = "WAFFLES_REDIS_URL", hide_env_values = true, value_name = "URL", global = true)]
@@ -169,15 +185,21 @@ impl Config {
         let mut time = |flag: &str, text: &str, least: Duration, most: Duration| match duration(text) {
             Some(time) if (least..=most).contains(&time) => time,
             _ => {
-                wrong.push(format!("--{flag}: {text:?} is not a time of {least:?} to {most:?}, such as `30s` or `1500ms`"));
+                wrong.push(format!(
+                    "--{flag}: {text:?} is not a time of {least:?} to {most:?}, such as `30s` or `1500ms`"
+                ));
                 least
             }
         };
         let (ms, hour) = (Duration::from_millis(1), Duration::from_secs(3600));
         let grace = time("grace", &flags.grace, Duration::ZERO, hour);
         let acquire_timeout = time("database-wait", &flags.database_wait, ms * 10, Duration::from_secs(60));
-        let statement_timeout =
-            time("database-statement-time", &flags.database_statement_time, ms * 100, Duration::from_secs(600));
+        let statement_timeout = time(
+            "database-statement-time",
+            &flags.database_statement_time,
+            ms * 100,
+            Duration::from_secs(600),
+        );
         let url = flags.database_url.unwrap_or_else(|| {
             // Within a URL these three would end the path or begin an escape.
             let path = flags.data_dir.join("control-plane.db").display().to_string();
@@ -187,17 +209,21 @@ impl Config {
         if !matches!(scheme, "postgres" | "postgresql" | "sqlite") {
             wrong.push("--database-url: must begin with `postgres://` or `sqlite://`".into());
         }
-        if let Some(redis) = &flags.redis_url {
-            if !["redis://", "rediss://", "unix://"].iter().any(|scheme| redis.expose_secret().starts_with(scheme)) {
+        if let Some(redis) = &flags.redis_url
+            && !["redis://", "rediss://", "unix://"]
+                .iter()
+                .any(|scheme| redis.expose_secret().starts_with(scheme))
+            {
                 wrong.push("--redis-url: must begin with `redis://` or `rediss://`".into());
             }
-        }
         // Listeners and the publisher each need one beside those that serve requests.
         if !(3..=1000).contains(&flags.database_connections) {
             wrong.push("--database-connections: must be 3 to 1000".into());
         }
         if flags.audit_retention_days == Some(0) {
-            wrong.push("--audit-retention-days: must be at least 1; leave it out to keep events for ever".into());
+            wrong.push(
+                "--audit-retention-days: must be at least 1; leave it out to keep events for ever".into(),
+            );
         }
         let fixed = [("http", flags.http_addr), ("grpc", flags.grpc_addr), ("admin", flags.admin_addr)];
         for (i, (name, addr)) in fixed.iter().enumerate() {
@@ -211,7 +237,12 @@ impl Config {
         let beside = |file: Option<PathBuf>, name: &str| file.unwrap_or_else(|| flags.data_dir.join(name));
         Ok(Self {
             command: command.unwrap_or_default(),
-            db: DbConfig { url, max_connections: flags.database_connections, acquire_timeout, statement_timeout },
+            db: DbConfig {
+                url,
+                max_connections: flags.database_connections,
+                acquire_timeout,
+                statement_timeout,
+            },
             redis_url: flags.redis_url,
             listen: Listen { http: flags.http_addr, grpc: flags.grpc_addr, admin: flags.admin_addr },
             public_hosts: flags.public_host,
@@ -219,7 +250,9 @@ impl Config {
                 master_key: beside(flags.master_key_file, "master.key"),
                 proxy_token: beside(flags.proxy_token_file, "proxy.token"),
             },
-            audit_retention: flags.audit_retention_days.map(|days| Duration::from_secs(u64::from(days) * 86_400)),
+            audit_retention: flags
+                .audit_retention_days
+                .map(|days| Duration::from_secs(u64::from(days) * 86_400)),
             log: LogConfig { format: flags.log_format, filter: flags.log },
             grace,
             announce: flags.announce,
@@ -303,8 +336,19 @@ mod tests {
     #[test]
     fn every_mistake_is_told_in_one_go() {
         let error = config(&[
-            "--grace", "soon", "--database-url", "mysql://x", "--database-connections", "1", "--redis-url", "x",
-            "--http-addr", "127.0.0.1:9", "--grpc-addr", "127.0.0.1:9", "migrate",
+            "--grace",
+            "soon",
+            "--database-url",
+            "mysql://x",
+            "--database-connections",
+            "1",
+            "--redis-url",
+            "x",
+            "--http-addr",
+            "127.0.0.1:9",
+            "--grpc-addr",
+            "127.0.0.1:9",
+            "migrate",
         ])
         .unwrap_err()
         .to_string();

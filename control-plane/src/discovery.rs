@@ -79,7 +79,7 @@ impl Discovery {
             pb::resource::Kind::Principal(principal) => Some(principal.principal.as_ref()?.name.clone()),
             _ => None,
         };
-        self.shared.state.read().resource(key).and_then(|r| name(r)).unwrap_or_else(|| key.id.clone())
+        self.shared.state.read().resource(key).and_then(name).unwrap_or_else(|| key.id.clone())
     }
 
     /// How many resources are published, by kind: for the admin port.

@@ -55,9 +55,12 @@ pub struct Parts {
 }
 
 /// The gRPC door, and what tells of its health.
-pub fn router(parts: Parts) -> Result<(axum::Router, tonic_health::server::HealthReporter), tonic_reflection::server::Error> {
+pub fn router(
+    parts: Parts,
+) -> Result<(axum::Router, tonic_health::server::HealthReporter), tonic_reflection::server::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
-    let reflection = || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    let reflection =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
     let services = parts.services.clone();
     macro_rules! limited {
         ($server:ident, $service:expr) => {
@@ -90,7 +93,10 @@ async fn guard(State(parts): State<Arc<Parts>>, mut request: Request, next: Next
         Ok(response) => response,
         Err(_) => {
             tracing::warn!(request.id = %request_id, "a call was given up, it took too long");
-            Status::deadline_exceeded("the control plane took too long; whether the call was done is not known").into_http()
+            Status::deadline_exceeded(
+                "the control plane took too long; whether the call was done is not known",
+            )
+            .into_http()
         }
     }
 }
@@ -98,7 +104,8 @@ async fn guard(State(parts): State<Arc<Parts>>, mut request: Request, next: Next
 /// Who calls, and whether this method is for them. What the check found out goes with the request.
 async fn admit(parts: &Parts, request: &mut Request, request_id: Uuid) -> Result<(), Error> {
     let rule = method_rule(request.uri().path()).ok_or(Error::Denied)?;
-    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip().to_canonical());
+    let address =
+        request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip().to_canonical());
     let shown = bearer(request.headers());
     let identity = &parts.services.identity;
     let ctx = match (rule, shown) {

@@ -1,6 +1,7 @@
 //! Serves a router on a socket: a cap on connections, limits on heads, pings, and an end with the drain.
 //! REST and gRPC are served alike; what differs stands in `Limits`.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use http::Request;
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Limited;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -33,6 +34,8 @@ pub(crate) struct Limits {
     pub(crate) connections: usize,
     /// Bytes of a request; none where requests are streams.
     pub(crate) body: Option<usize>,
+    /// An answer begins within this time; none where the door has a limit of its own.
+    pub(crate) answer: Option<Duration>,
     /// Only HTTP/2.
     pub(crate) http2_only: bool,
 }
@@ -65,14 +68,43 @@ pub(crate) async fn serve(listener: std::net::TcpListener, router: Router, limit
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, limits: Limits, drain: Drain, _hold: Hold) {
+/// Also ends a request whose body does not come. The answer is the problem document that REST gives elsewhere.
+async fn answer(
+    router: Router,
+    request: Request<Body>,
+    most: Option<Duration>,
+) -> Result<Response<Body>, Infallible> {
+    let Some(most) = most else { return router.oneshot(request).await };
+    match tokio::time::timeout(most, router.oneshot(request)).await {
+        Ok(answered) => answered,
+        Err(_) => {
+            tracing::warn!("a request was given up, it took too long");
+            let problem = r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the request took too long; whether it was done is not known"}"#;
+            let mut response = Response::new(Body::from(problem));
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            Ok(response)
+        }
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    limits: Limits,
+    drain: Drain,
+    _hold: Hold,
+) {
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         let request = request.map(|body| match limits.body {
             Some(most) => Body::new(Limited::new(body, most)),
             None => Body::new(body),
         });
-        router.clone().oneshot(request)
+        answer(router.clone(), request, limits.answer)
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     if limits.http2_only {

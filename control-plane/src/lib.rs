@@ -7,6 +7,7 @@ pub mod config;
 // The doors.
 pub mod grpc;
 mod http;
+mod metrics;
 pub mod rest;
 
 // What is done, and by whom.

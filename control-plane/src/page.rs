@@ -53,7 +53,9 @@ impl Page {
             let (of, place) = serde_json::from_slice::<(String, T)>(&bytes).ok()?;
             (of == list).then_some(place)
         };
-        read().map(Some).ok_or_else(|| Error::invalid("cursor", "is not a cursor of this list; leave it empty for the first page"))
+        read().map(Some).ok_or_else(|| {
+            Error::invalid("cursor", "is not a cursor of this list; leave it empty for the first page")
+        })
     }
 }
 

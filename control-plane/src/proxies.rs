@@ -22,15 +22,16 @@ use crate::discovery::{Discovery, Update};
 use crate::error::Error;
 use crate::page::{Page, Paged};
 use crate::secrets::ProxyPeer;
+use crate::store::Db;
 use crate::store::changes::{signed, unsigned};
 use crate::store::proxies::{self as store, HealthDoc, NackDoc, ProxyRow, RejectionDoc};
-use crate::store::Db;
 
 const MOST_PER_PAGE: u32 = 500;
 const LIST: &str = "proxies";
 const MOST_NAME: usize = 128;
 const MOST_REASON: usize = 500;
 const MOST_REJECTIONS: usize = 100;
+const WRITE_TIME: Duration = Duration::from_secs(10);
 /// How long a proxy that another replica said is connected counts as connected.
 const FRESH: TimeDelta = TimeDelta::seconds(30);
 
@@ -63,6 +64,14 @@ pub struct Proxy {
     pub lost_records: u64,
 }
 
+/// Figures about the proxies that are connected here.
+#[derive(Debug, Default)]
+pub(crate) struct Summary {
+    pub(crate) connected: u64,
+    pub(crate) refusing: u64,
+    pub(crate) most_lag: u64,
+}
+
 /// The proxies.
 #[derive(Debug, Clone)]
 pub struct Proxies {
@@ -74,6 +83,8 @@ struct Shared {
     db: Db,
     discovery: Discovery,
     live: Mutex<HashMap<Uuid, Live>>,
+    /// What proxies said here that hold their configuration stream with another replica.
+    elsewhere: Mutex<HashMap<Uuid, HealthDoc>>,
     poker: OnceLock<Poker>,
 }
 
@@ -89,7 +100,8 @@ struct Live {
 impl Proxies {
     /// None yet.
     pub fn new(db: Db, discovery: Discovery) -> Self {
-        let shared = Shared { db, discovery, live: Mutex::default(), poker: OnceLock::new() };
+        let (live, elsewhere) = (Mutex::default(), Mutex::default());
+        let shared = Shared { db, discovery, live, elsewhere, poker: OnceLock::new() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -118,7 +130,8 @@ impl Proxies {
         entry.row.acknowledged_revision = signed(held);
         entry.refused.clear();
         for reference in hello.refused.iter().take(MOST_REJECTIONS) {
-            let rejection = pb::Rejection { resource: Some(reference.clone()), reason: "refused before".into() };
+            let rejection =
+                pb::Rejection { resource: Some(reference.clone()), reason: "refused before".into() };
             entry.refuse(self.rejection(&rejection));
         }
         entry.note_refusals(hello.revision, now);
@@ -130,17 +143,19 @@ impl Proxies {
     /// A proxy says how it is.
     pub fn health(&self, _peer: ProxyPeer, id: Uuid, health: &audit_pb::Health) {
         let now = micros(Utc::now());
-        // One that has no configuration stream here is connected elsewhere, which then also knows its name.
+        let health = HealthDoc {
+            revision: health.revision,
+            open_streams: health.open_streams,
+            spool_depth: health.spool_depth,
+            uptime_seconds: health.uptime_seconds,
+            exchanges: health.exchanges,
+        };
         if let Some(entry) = self.shared.live.lock().get_mut(&id) {
             entry.row.last_seen = now;
+            entry.row.health = Some(Json(health));
             entry.dirty = true;
-            entry.row.health = Some(Json(HealthDoc {
-                revision: health.revision,
-                open_streams: health.open_streams,
-                spool_depth: health.spool_depth,
-                uptime_seconds: health.uptime_seconds,
-                exchanges: health.exchanges,
-            }));
+        } else {
+            self.shared.elsewhere.lock().insert(id, health);
         }
     }
 
@@ -167,6 +182,19 @@ impl Proxies {
         shown.into_iter().next().ok_or_else(missing)
     }
 
+    /// Figures about the proxies that are connected here.
+    pub(crate) fn summary(&self) -> Summary {
+        let revision = self.revision();
+        let mut summary = Summary::default();
+        for entry in self.shared.live.lock().values().filter(|entry| entry.streams > 0) {
+            summary.connected += 1;
+            summary.refusing += u64::from(entry.row.nack.is_some());
+            let lag = revision.saturating_sub(unsigned(entry.row.acknowledged_revision));
+            summary.most_lag = summary.most_lag.max(lag);
+        }
+        summary
+    }
+
     /// The current revision, to compare with.
     pub fn revision(&self) -> u64 {
         self.shared.discovery.revision()
@@ -180,7 +208,8 @@ impl Proxies {
 
     async fn show(&self, rows: Vec<ProxyRow>) -> Result<Vec<Proxy>, Error> {
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
-        let lost: HashMap<Uuid, u64> = store::lost_records(&self.shared.db, &ids).await?.into_iter().collect();
+        let lost: HashMap<Uuid, u64> =
+            store::lost_records(&self.shared.db, &ids).await?.into_iter().collect();
         let revision = self.revision();
         let live = self.shared.live.lock();
         let show = |mut row: ProxyRow| {
@@ -212,6 +241,7 @@ impl Proxies {
 
     /// Writes what changed. Also the last thing before the end, since streams end after the task.
     pub async fn write(&self) -> RosterReport {
+        let elsewhere = std::mem::take(&mut *self.shared.elsewhere.lock());
         let now = micros(Utc::now());
         let beat = now - TimeDelta::from_std(Roster::PERIOD).unwrap_or(FRESH);
         let (mut rows, mut connected) = (Vec::new(), 0);
@@ -227,7 +257,14 @@ impl Proxies {
                 rows.push(entry.row.clone());
             }
         }
-        let result = store::put(&self.shared.db, &rows).await;
+        let write = async {
+            store::put(&self.shared.db, &rows).await?;
+            for (id, health) in elsewhere {
+                store::put_health(&self.shared.db, id, health).await?;
+            }
+            Ok(())
+        };
+        let result = tokio::time::timeout(WRITE_TIME, write).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
         let mut live = self.shared.live.lock();
         match &result {
             Ok(()) => live.retain(|_, entry| entry.streams > 0 || entry.dirty),

@@ -43,8 +43,17 @@ impl Registry {
     }
 
     /// Registers a server. A name that is taken, or that the audit trail knows as another server's, is refused.
-    pub async fn create(&self, ctx: &OpCtx, spec: Spec, credential: Credential, enabled: bool) -> Result<Server, Error> {
+    pub async fn create(
+        &self,
+        ctx: &OpCtx,
+        spec: Spec,
+        credential: Credential,
+        enabled: bool,
+    ) -> Result<Server, Error> {
         ctx.require(Permission::ServersWrite)?;
+        if !ctx.sees_server(&spec.name) {
+            return Err(Error::Denied);
+        }
         check(&spec, Some(&credential))?;
         let now = micros(Utc::now());
         let server = Server {
@@ -78,7 +87,12 @@ impl Registry {
     }
 
     /// Servers of the actor's tenant by name.
-    pub async fn list(&self, ctx: &OpCtx, filter: &ServerFilter, page: &Page) -> Result<Paged<Server>, Error> {
+    pub async fn list(
+        &self,
+        ctx: &OpCtx,
+        filter: &ServerFilter,
+        page: &Page,
+    ) -> Result<Paged<Server>, Error> {
         ctx.require(Permission::ServersRead)?;
         let limit = page.limit(MOST_PER_PAGE)?;
         let after: Option<String> = page.after(LIST)?;
@@ -92,12 +106,16 @@ impl Registry {
         }
         let rows = servers::list(&self.db, ctx.tenant(), filter, after.as_deref(), limit + 1).await?;
         let found: Vec<Server> = rows.into_iter().map(|row| self.open(row)).collect::<Result<_, _>>()?;
-        Ok(Paged::cut(found, limit, LIST, |server| server.spec.name.clone()))
+        let mut paged = Paged::cut(found, limit, LIST, |server| server.spec.name.clone());
+        // After the cut: a page may be short, but its cursor is right.
+        paged.items.retain(|server| ctx.sees_server(&server.spec.name));
+        Ok(paged)
     }
 
     /// One server of the actor's tenant.
     pub async fn get(&self, ctx: &OpCtx, name: &str) -> Result<Server, Error> {
         ctx.require(Permission::ServersRead)?;
+        know(ctx, name)?;
         let row = servers::get(&self.db, ctx.tenant(), name).await?;
         self.open(row.ok_or_else(|| missing(name))?)
     }
@@ -112,6 +130,7 @@ impl Registry {
         version: u64,
     ) -> Result<Server, Error> {
         ctx.require(Permission::ServersWrite)?;
+        know(ctx, &spec.name)?;
         let mut tx = self.db.begin().await?;
         // Whether it exists comes before whether the rest is right, so that a wrong name is told as one.
         let row = servers::find(&mut tx, ctx.tenant(), &spec.name).await?;
@@ -136,8 +155,11 @@ impl Registry {
     /// Lets calls reach a server, or stops them. Nothing happens where it is so already.
     pub async fn set_enabled(&self, ctx: &OpCtx, name: &str, enabled: bool) -> Result<Server, Error> {
         ctx.require(Permission::ServersWrite)?;
+        know(ctx, name)?;
         let mut tx = self.db.begin().await?;
-        let Some(row) = servers::set_enabled(&mut tx, ctx.tenant(), name, enabled, micros(Utc::now())).await? else {
+        let Some(row) =
+            servers::set_enabled(&mut tx, ctx.tenant(), name, enabled, micros(Utc::now())).await?
+        else {
             let row = servers::find(&mut tx, ctx.tenant(), name).await?;
             return self.open(row.ok_or_else(|| missing(name))?);
         };
@@ -151,6 +173,7 @@ impl Registry {
     /// Retires a server. Its name stays taken as long as the audit trail tells of it.
     pub async fn delete(&self, ctx: &OpCtx, name: &str) -> Result<(), Error> {
         ctx.require(Permission::ServersWrite)?;
+        know(ctx, name)?;
         let mut tx = self.db.begin().await?;
         let id = servers::delete(&mut tx, ctx.tenant(), name, micros(Utc::now())).await?;
         let id = id.ok_or_else(|| missing(name))?;
@@ -191,6 +214,11 @@ fn check(spec: &Spec, credential: Option<&Credential>) -> Result<(), Error> {
     let mut problems: Vec<FieldError> = spec.problems();
     problems.extend(credential.into_iter().flat_map(Credential::problems));
     if problems.is_empty() { Ok(()) } else { Err(Error::Invalid(problems)) }
+}
+
+/// A key that is for some servers is told of the others what everyone is told of those that are not there.
+fn know(ctx: &OpCtx, name: &str) -> Result<(), Error> {
+    if ctx.sees_server(name) { Ok(()) } else { Err(missing(name)) }
 }
 
 fn missing(name: &str) -> Error {

@@ -19,6 +19,7 @@ const MONTHS_AHEAD: u32 = 2;
 /// Events removed by one statement, so that no transaction grows long.
 const AT_ONCE: u32 = 5000;
 const MOST_ROUNDS: usize = 200;
+const MOST_TIME: Duration = Duration::from_secs(1800);
 
 /// The housekeeper.
 #[derive(Debug)]
@@ -82,7 +83,8 @@ impl Task for Upkeep {
 
     async fn activate(&mut self) -> Report {
         let mut report = Report::default();
-        if let Err(error) = self.run(&mut report).await {
+        let run = tokio::time::timeout(MOST_TIME, self.run(&mut report));
+        if let Err(error) = run.await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
             let error = telemetry::chain(&error).to_string();
             tracing::warn!(error, "the housekeeping in the database was not finished");
             report.error = Some(error);

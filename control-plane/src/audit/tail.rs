@@ -87,7 +87,7 @@ impl Tail {
         for position in &found {
             if self.seen.insert(*position, now).is_none() {
                 self.waiting.push(*position);
-            } 
+            }
         }
         self.waiting.sort_unstable();
         while let Some(first) = self.seen.first_entry() {

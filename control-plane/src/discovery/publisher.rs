@@ -20,7 +20,7 @@ use waffles_runtime::telemetry;
 
 use super::{Discovery, State};
 use crate::store::changes::{self, Change, Head};
-use crate::store::{Db, Tx, principals, servers};
+use crate::store::{Db, READ_TIME, Tx, principals, servers};
 
 /// A read of the whole state may take longer than one of a row.
 const MOST: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ pub(super) enum PublishError {
     #[error("the revision log cannot be read")]
     Read(#[from] sqlx::Error),
     /// The database took too long.
-    #[error("reading took longer than {} s", MOST.as_secs())]
+    #[error("reading took too long")]
     Slow,
     /// The database has no lineage yet.
     #[error("the database is not set up")]
@@ -93,8 +93,14 @@ impl Publisher {
     }
 
     async fn refresh(&self) -> Result<(usize, bool), PublishError> {
-        let mut tx = self.db.begin_read().await?;
-        let head = changes::head(&mut tx).await?;
+        let look = async {
+            let mut tx = self.db.begin_read().await?;
+            let head = changes::head(&mut tx).await?;
+            Ok::<_, PublishError>((tx, head))
+        };
+        // A connection to a server that went away without a word is given up quickly, and the next run has another.
+        let (mut tx, head) =
+            tokio::time::timeout(READ_TIME, look).await.unwrap_or(Err(PublishError::Slow))?;
         if head.lineage.is_empty() {
             return Err(PublishError::Empty);
         }
@@ -118,7 +124,8 @@ impl Publisher {
     /// Reads everything, from one moment.
     async fn load(&self, tx: &mut Tx, head: Head) -> Result<usize, PublishError> {
         let log = changes::since(tx, 0).await?;
-        let revisions: HashMap<&ResourceKey, u64> = log.iter().map(|change| (&change.key, change.revision)).collect();
+        let revisions: HashMap<&ResourceKey, u64> =
+            log.iter().map(|change| (&change.key, change.revision)).collect();
         let mut state = State::new(head.lineage, head.floor);
         let mut put = |key: ResourceKey, resource: pb::Resource| {
             let revision = revisions.get(&key).copied();
@@ -129,7 +136,10 @@ impl Publisher {
             put(ResourceKey::new(Kind::TokenKey, &key.kid), wire::token_key_resource(&key));
         }
         for principal in principals::principals(tx).await? {
-            put(ResourceKey::new(Kind::Principal, principal.id.to_string()), wire::principal_resource(&principal));
+            put(
+                ResourceKey::new(Kind::Principal, principal.id.to_string()),
+                wire::principal_resource(&principal),
+            );
         }
         for (key, hash) in principals::live_keys(tx, Utc::now()).await? {
             put(ResourceKey::new(Kind::ApiKey, &key.id), wire::key_resource(&key, &hash));
@@ -166,8 +176,12 @@ impl Publisher {
             let resource = match key.kind {
                 Kind::Server => None,
                 Kind::Settings => Some(wire::settings_resource(&self.settings)),
-                Kind::TokenKey => principals::token_key(tx, &key.id).await?.as_ref().map(wire::token_key_resource),
-                Kind::ApiKey => principals::key_and_hash(tx, &key.id).await?.map(|(k, hash)| wire::key_resource(&k, &hash)),
+                Kind::TokenKey => {
+                    principals::token_key(tx, &key.id).await?.as_ref().map(wire::token_key_resource)
+                }
+                Kind::ApiKey => principals::key_and_hash(tx, &key.id)
+                    .await?
+                    .map(|(k, hash)| wire::key_resource(&k, &hash)),
                 Kind::Principal => match key.id.parse() {
                     Ok(id) => principals::principal(tx, id).await?.as_ref().map(wire::principal_resource),
                     Err(_) => None,
@@ -182,7 +196,11 @@ impl Publisher {
                     Some(resource) => state.put(key, Some(revision), resource),
                     None if removed || is_right(key.kind) => state.remove(key, revision),
                     // Not in the log as removed, so proxies keep the form that they have.
-                    None => tracing::error!(resource.kind = key.kind.as_str(), resource.id = key.id, "a changed resource cannot be read; proxies keep its last form"),
+                    None => tracing::error!(
+                        resource.kind = key.kind.as_str(),
+                        resource.id = key.id,
+                        "a changed resource cannot be read; proxies keep its last form"
+                    ),
                 }
             }
             state.advance(head.revision);

@@ -115,7 +115,9 @@ impl State {
             removed: Vec::new(),
         };
         if update.full {
-            update.resources.extend(self.resources.iter().map(|(key, resource)| (key.clone(), Arc::clone(resource))));
+            update
+                .resources
+                .extend(self.resources.iter().map(|(key, resource)| (key.clone(), Arc::clone(resource))));
             return Offer::Update(update);
         }
         let changed = self.log.range(held.revision.saturating_add(1)..).map(|(_, key)| key);
@@ -242,15 +244,19 @@ mod tests {
         let mut state = state();
         state.remove(key("a"), 6);
         state.advance(6);
-        let Offer::Update(update) = state.offer(&Held { lineage: "here".into(), revision: 2 }, &[]) else { panic!() };
+        let Offer::Update(update) = state.offer(&Held { lineage: "here".into(), revision: 2 }, &[]) else {
+            panic!()
+        };
         assert_eq!(update.resources.len(), 1);
         assert_eq!(update.removed, [key("gone"), key("a")]);
     }
 
     #[test]
     fn an_update_is_cut_by_size_and_count_and_loses_nothing() {
-        for (count, bytes, chunks) in [(0, 0, 1), (1, 2 * CHUNK_BYTES, 1), (3, CHUNK_BYTES, 3), (1001, 8, 3)] {
-            let mut update = Update { lineage: "l".into(), revision: 1, full: true, resources: vec![], removed: vec![] };
+        for (count, bytes, chunks) in [(0, 0, 1), (1, 2 * CHUNK_BYTES, 1), (3, CHUNK_BYTES, 3), (1001, 8, 3)]
+        {
+            let mut update =
+                Update { lineage: "l".into(), revision: 1, full: true, resources: vec![], removed: vec![] };
             for i in 0..count {
                 let id = i.to_string();
                 update.resources.push((key(&id), Arc::new(resource(&id, bytes))));

@@ -1,4 +1,4 @@
-//! AuditService: search, and follow until the caller hangs up, stops reading, or loses the right to.
+//! `AuditService`: search, and follow until the caller hangs up, stops reading, or loses the right to.
 
 use std::time::Duration;
 
@@ -132,7 +132,9 @@ async fn say(sender: &mpsc::Sender<Result<pb::TailEventsResponse, Status>>, end:
 fn filter_from_proto(message: pb::EventFilter) -> Result<EventFilter, Error> {
     let id = |field: &str, text: &str| match text {
         "" => Ok(None),
-        text => text.parse().map(Some).map_err(|_| Error::invalid(format!("filter.{field}"), "is not a UUID")),
+        text => {
+            text.parse().map(Some).map_err(|_| Error::invalid(format!("filter.{field}"), "is not a UUID"))
+        }
     };
     let time = |field: &str, given: Option<prost_types::Timestamp>| match (given, wire::time(given)) {
         (None, _) => Ok(None),

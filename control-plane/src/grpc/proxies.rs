@@ -1,4 +1,4 @@
-//! ProxyService: decode, one call of `proxies`, encode.
+//! `ProxyService`: decode, one call of `proxies`, encode.
 
 use tonic::{Request, Response, Status};
 use waffles_core::wire;
@@ -37,14 +37,20 @@ impl ProxyService for Fleet {
         Ok(Response::new(pb::ListProxiesResponse { proxies, revision, next_cursor: page.next }))
     }
 
-    async fn get_proxy(&self, request: Request<pb::GetProxyRequest>) -> Result<Response<pb::GetProxyResponse>, Status> {
+    async fn get_proxy(
+        &self,
+        request: Request<pb::GetProxyRequest>,
+    ) -> Result<Response<pb::GetProxyResponse>, Status> {
         let ctx = actor(&request)?;
         let proxy = self
             .proxies
             .get(&ctx, &request.into_inner().proxy)
             .await
             .map_err(|error| error.into_status(ctx.request_id()))?;
-        Ok(Response::new(pb::GetProxyResponse { proxy: Some(shown(proxy)), revision: self.proxies.revision() }))
+        Ok(Response::new(pb::GetProxyResponse {
+            proxy: Some(shown(proxy)),
+            revision: self.proxies.revision(),
+        }))
     }
 }
 

@@ -36,7 +36,7 @@ const MOST_REFUSED: usize = 1000;
 const RETRY: Duration = Duration::from_millis(250);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
-/// DiscoveryService.
+/// `DiscoveryService`.
 pub(super) struct Configuration {
     discovery: Discovery,
     proxies: Proxies,
@@ -180,7 +180,7 @@ impl Stream {
     }
 }
 
-/// AuditIngestService.
+/// `AuditIngestService`.
 pub(super) struct Uploads {
     audit: Audit,
     proxies: Proxies,
@@ -230,7 +230,11 @@ struct Upload {
 }
 
 impl Upload {
-    async fn run(&self, inbound: &mut Streaming<audit_pb::UploadRequest>, drain: &Drain) -> Result<(), Status> {
+    async fn run(
+        &self,
+        inbound: &mut Streaming<audit_pb::UploadRequest>,
+        drain: &Drain,
+    ) -> Result<(), Status> {
         use audit_pb::upload_request::Message;
         let first = tokio::time::timeout(HELLO_TIME, inbound.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
@@ -238,7 +242,8 @@ impl Upload {
             return Err(Status::invalid_argument("the first message must be a hello"));
         };
         let id = |field: &str, text: &str| {
-            text.parse::<Uuid>().map_err(|_| Status::invalid_argument(format!("hello.{field}: is not a UUID")))
+            text.parse::<Uuid>()
+                .map_err(|_| Status::invalid_argument(format!("hello.{field}: is not a UUID")))
         };
         let (proxy, spool) = (id("proxy_id", &hello.proxy_id)?, id("spool_id", &hello.spool_id)?);
         let stored = self.patiently(drain, || self.audit.stored_through(self.peer, proxy, spool)).await?;
@@ -286,7 +291,12 @@ impl Upload {
     }
 
     async fn receipt(&self, stored_through: u64) -> Result<(), Status> {
-        match tokio::time::timeout(ANSWER_TIME, self.sender.send(Ok(audit_pb::UploadResponse { stored_through }))).await {
+        match tokio::time::timeout(
+            ANSWER_TIME,
+            self.sender.send(Ok(audit_pb::UploadResponse { stored_through })),
+        )
+        .await
+        {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Status::cancelled("the proxy hung up")),
             Err(_) => Err(Status::deadline_exceeded("the receipt was not read in time")),

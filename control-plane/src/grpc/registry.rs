@@ -1,4 +1,4 @@
-//! RegistryService: decode, one call of the registry, encode. Secrets are never in an answer.
+//! `RegistryService`: decode, one call of the registry, encode. Secrets are never in an answer.
 
 use tonic::{Request, Response, Status};
 use waffles_core::server::{Credential, Server, Spec};
@@ -25,7 +25,10 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl RegistryService for Servers {
-    async fn create_server(&self, request: Request<pb::CreateServerRequest>) -> Answer<pb::CreateServerResponse> {
+    async fn create_server(
+        &self,
+        request: Request<pb::CreateServerRequest>,
+    ) -> Answer<pb::CreateServerResponse> {
         let ctx = actor(&request)?;
         let message = request.into_inner();
         let created = async {
@@ -36,7 +39,10 @@ impl RegistryService for Servers {
         Ok(Response::new(pb::CreateServerResponse { server: Some(shown(&server)) }))
     }
 
-    async fn list_servers(&self, request: Request<pb::ListServersRequest>) -> Answer<pb::ListServersResponse> {
+    async fn list_servers(
+        &self,
+        request: Request<pb::ListServersRequest>,
+    ) -> Answer<pb::ListServersResponse> {
         let ctx = actor(&request)?;
         let pb::ListServersRequest { name_contains, tags, enabled, page_size, cursor } = request.into_inner();
         let filter = ServerFilter { name_contains, tags, enabled };
@@ -59,7 +65,10 @@ impl RegistryService for Servers {
         Ok(Response::new(pb::GetServerResponse { server: Some(shown(&server)) }))
     }
 
-    async fn update_server(&self, request: Request<pb::UpdateServerRequest>) -> Answer<pb::UpdateServerResponse> {
+    async fn update_server(
+        &self,
+        request: Request<pb::UpdateServerRequest>,
+    ) -> Answer<pb::UpdateServerResponse> {
         let ctx = actor(&request)?;
         let message = request.into_inner();
         let updated = async {
@@ -84,7 +93,10 @@ impl RegistryService for Servers {
         Ok(Response::new(pb::SetServerEnabledResponse { server: Some(shown(&server)) }))
     }
 
-    async fn delete_server(&self, request: Request<pb::DeleteServerRequest>) -> Answer<pb::DeleteServerResponse> {
+    async fn delete_server(
+        &self,
+        request: Request<pb::DeleteServerRequest>,
+    ) -> Answer<pb::DeleteServerResponse> {
         let ctx = actor(&request)?;
         self.registry
             .delete(&ctx, &request.into_inner().name)

@@ -92,8 +92,15 @@ pub async fn lock_spool(tx: &mut Tx, proxy: Uuid, spool: Uuid) -> sqlx::Result<u
 }
 
 /// Notes how far a locked spool is stored, and how much it lost; what is lost is never found again.
-pub async fn advance_spool(tx: &mut Tx, proxy: Uuid, spool: Uuid, through: u64, lost: u64) -> sqlx::Result<()> {
-    const SQL: &str = "UPDATE audit_spools SET stored_through = $3, lost = CASE WHEN lost < $4 THEN $4 ELSE lost END
+pub async fn advance_spool(
+    tx: &mut Tx,
+    proxy: Uuid,
+    spool: Uuid,
+    through: u64,
+    lost: u64,
+) -> sqlx::Result<()> {
+    const SQL: &str =
+        "UPDATE audit_spools SET stored_through = $3, lost = CASE WHEN lost < $4 THEN $4 ELSE lost END
         WHERE proxy_id = $1 AND spool_id = $2";
     on_tx!(tx, |conn| sqlx::query(SQL)
         .bind(proxy)
@@ -168,7 +175,9 @@ macro_rules! push_filter {
         }
         if filter.action.ends_with('.') {
             // Not LIKE, which is blind to case on one of the two databases.
-            query.push(" AND substr(action, 1, ").push_bind(i32::try_from(filter.action.len()).unwrap_or(i32::MAX));
+            query
+                .push(" AND substr(action, 1, ")
+                .push_bind(i32::try_from(filter.action.len()).unwrap_or(i32::MAX));
             query.push(") = ").push_bind(&filter.action);
         } else if !filter.action.is_empty() {
             query.push(" AND action = ").push_bind(&filter.action);
@@ -270,7 +279,9 @@ pub async fn make_partition(db: &Db, month: DateTime<Utc>) -> sqlx::Result<bool>
     if there {
         return Ok(false);
     }
-    let sql = format!("CREATE TABLE IF NOT EXISTS {name} PARTITION OF audit_events FOR VALUES FROM ('{from}') TO ('{to}')");
+    let sql = format!(
+        "CREATE TABLE IF NOT EXISTS {name} PARTITION OF audit_events FOR VALUES FROM ('{from}') TO ('{to}')"
+    );
     // Made of numbers only.
     sqlx::query(sqlx::AssertSqlSafe(sql)).execute(pool).await?;
     Ok(true)

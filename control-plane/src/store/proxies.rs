@@ -79,9 +79,11 @@ pub struct HealthDoc {
 
 /// Stores how proxies are. A replica that heard of a proxy later wins over one that writes later.
 pub async fn put(db: &Db, proxies: &[ProxyRow]) -> sqlx::Result<()> {
-    const INTO: &str = "INSERT INTO proxies (id, name, proxy_group, version, connected, first_seen, last_seen,
+    const INTO: &str =
+        "INSERT INTO proxies (id, name, proxy_group, version, connected, first_seen, last_seen,
         acknowledged_revision, nack, health) ";
-    const UPDATE: &str = " ON CONFLICT (id) DO UPDATE SET name = excluded.name, proxy_group = excluded.proxy_group,
+    const UPDATE: &str =
+        " ON CONFLICT (id) DO UPDATE SET name = excluded.name, proxy_group = excluded.proxy_group,
         version = excluded.version, connected = excluded.connected, last_seen = excluded.last_seen,
         acknowledged_revision = excluded.acknowledged_revision, nack = excluded.nack,
         health = COALESCE(excluded.health, proxies.health)
@@ -108,7 +110,14 @@ pub async fn put(db: &Db, proxies: &[ProxyRow]) -> sqlx::Result<()> {
     Ok(())
 }
 
-const COLUMNS: &str = "id, name, proxy_group, version, connected, first_seen, last_seen, acknowledged_revision, nack, health";
+/// Stores how a known proxy says it is, where another replica writes the rest.
+pub async fn put_health(db: &Db, proxy: Uuid, health: HealthDoc) -> sqlx::Result<()> {
+    const SQL: &str = "UPDATE proxies SET health = $2 WHERE id = $1";
+    on_db!(db, |pool| sqlx::query(SQL).bind(proxy).bind(Json(health)).execute(pool).await.map(drop))
+}
+
+const COLUMNS: &str =
+    "id, name, proxy_group, version, connected, first_seen, last_seen, acknowledged_revision, nack, health";
 
 /// Proxies by name, after a place.
 pub async fn list(db: &Db, after: Option<&(String, Uuid)>, limit: u32) -> sqlx::Result<Vec<ProxyRow>> {

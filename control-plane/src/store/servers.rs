@@ -6,12 +6,14 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
-use sqlx::types::Json;
 use sqlx::QueryBuilder;
+use sqlx::types::Json;
 use url::Url;
 use uuid::Uuid;
 use waffles_core::seal::SealRing;
-use waffles_core::server::{AuditMode, Capture, Credential, Endpoint, Server, Spec, Timeouts, ToolFilter, Transport};
+use waffles_core::server::{
+    AuditMode, Capture, Credential, Endpoint, Server, Spec, Timeouts, ToolFilter, Transport,
+};
 use zeroize::Zeroizing;
 
 use super::changes::{signed, unsigned};
@@ -52,9 +54,11 @@ impl ServerRow {
     /// Opens the credential and puts the server together.
     pub fn open(self, seal: &SealRing) -> Result<Server, Broken> {
         let broken = |reason: String| Broken { name: self.name.clone(), reason };
-        let plain = seal.open(&purpose(self.id), &self.credential).map_err(|error| broken(error.to_string()))?;
+        let plain =
+            seal.open(&purpose(self.id), &self.credential).map_err(|error| broken(error.to_string()))?;
         let plain = Zeroizing::new(plain);
-        let credential: CredentialDoc = serde_json::from_slice(&plain).map_err(|_| broken("credential: is of an unknown form".into()))?;
+        let credential: CredentialDoc =
+            serde_json::from_slice(&plain).map_err(|_| broken("credential: is of an unknown form".into()))?;
         let spec = self.spec.0.into_spec(self.name.clone()).map_err(broken)?;
         Ok(Server {
             id: self.id,
@@ -85,8 +89,10 @@ pub async fn claim_name(tx: &mut Tx, tenant: &str, name: &str, server: Uuid) -> 
     const CLAIM: &str = "INSERT INTO server_names (tenant, name, server_id) VALUES ($1, $2, $3)
         ON CONFLICT (tenant, name) DO NOTHING";
     const RETIRED: &str = "SELECT retired_at IS NOT NULL FROM server_names WHERE tenant = $1 AND name = $2";
-    const REMEMBERED: &str = "SELECT EXISTS (SELECT 1 FROM audit_events WHERE tenant = $1 AND server_name = $2)";
-    const TAKE_OVER: &str = "UPDATE server_names SET server_id = $3, retired_at = NULL WHERE tenant = $1 AND name = $2";
+    const REMEMBERED: &str =
+        "SELECT EXISTS (SELECT 1 FROM audit_events WHERE tenant = $1 AND server_name = $2)";
+    const TAKE_OVER: &str =
+        "UPDATE server_names SET server_id = $3, retired_at = NULL WHERE tenant = $1 AND name = $2";
     let granted = on_tx!(tx, |conn| sqlx::query(CLAIM)
         .bind(tenant)
         .bind(name)
@@ -97,7 +103,8 @@ pub async fn claim_name(tx: &mut Tx, tenant: &str, name: &str, server: Uuid) -> 
     if granted {
         return Ok(NameClaim::Granted);
     }
-    let retired: bool = on_tx!(tx, |conn| sqlx::query_scalar(RETIRED).bind(tenant).bind(name).fetch_one(conn).await)?;
+    let retired: bool =
+        on_tx!(tx, |conn| sqlx::query_scalar(RETIRED).bind(tenant).bind(name).fetch_one(conn).await)?;
     if !retired {
         return Ok(NameClaim::Taken);
     }
@@ -106,7 +113,13 @@ pub async fn claim_name(tx: &mut Tx, tenant: &str, name: &str, server: Uuid) -> 
     if remembered {
         return Ok(NameClaim::Remembered);
     }
-    on_tx!(tx, |conn| sqlx::query(TAKE_OVER).bind(tenant).bind(name).bind(server).execute(conn).await.map(drop))?;
+    on_tx!(tx, |conn| sqlx::query(TAKE_OVER)
+        .bind(tenant)
+        .bind(name)
+        .bind(server)
+        .execute(conn)
+        .await
+        .map(drop))?;
     Ok(NameClaim::Granted)
 }
 
@@ -186,7 +199,13 @@ pub async fn delete(tx: &mut Tx, tenant: &str, name: &str, now: DateTime<Utc>) -
     let id: Option<Uuid> =
         on_tx!(tx, |conn| sqlx::query_scalar(SQL).bind(tenant).bind(name).fetch_optional(conn).await)?;
     if id.is_some() {
-        on_tx!(tx, |conn| sqlx::query(RETIRE).bind(now).bind(tenant).bind(name).execute(conn).await.map(drop))?;
+        on_tx!(tx, |conn| sqlx::query(RETIRE)
+            .bind(now)
+            .bind(tenant)
+            .bind(name)
+            .execute(conn)
+            .await
+            .map(drop))?;
     }
     Ok(id)
 }
@@ -277,17 +296,30 @@ pub async fn count(db: &Db, tenant: &str) -> sqlx::Result<u64> {
 
 async fn put_tags(tx: &mut Tx, tenant: &str, server: Uuid, tags: &[String]) -> sqlx::Result<()> {
     const CLEAR: &str = "DELETE FROM server_tags WHERE server_id = $1";
-    const SQL: &str = "INSERT INTO server_tags (tenant, server_id, tag) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+    const SQL: &str =
+        "INSERT INTO server_tags (tenant, server_id, tag) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
     on_tx!(tx, |conn| sqlx::query(CLEAR).bind(server).execute(conn).await.map(drop))?;
     for tag in tags {
-        on_tx!(tx, |conn| sqlx::query(SQL).bind(tenant).bind(server).bind(tag).execute(conn).await.map(drop))?;
+        on_tx!(tx, |conn| sqlx::query(SQL)
+            .bind(tenant)
+            .bind(server)
+            .bind(tag)
+            .execute(conn)
+            .await
+            .map(drop))?;
     }
     Ok(())
 }
 
 /// Seals a credential for the server that it belongs to: moved to another row it does not open.
-pub fn seal(ring: &SealRing, server: Uuid, credential: &Credential) -> Result<Vec<u8>, waffles_core::seal::SealError> {
-    let plain = Zeroizing::new(serde_json::to_vec(&CredentialDoc::from(credential)).map_err(|_| waffles_core::seal::SealError)?);
+pub fn seal(
+    ring: &SealRing,
+    server: Uuid,
+    credential: &Credential,
+) -> Result<Vec<u8>, waffles_core::seal::SealError> {
+    let plain = Zeroizing::new(
+        serde_json::to_vec(&CredentialDoc::from(credential)).map_err(|_| waffles_core::seal::SealError)?,
+    );
     ring.seal(&purpose(server), &plain)
 }
 
@@ -313,7 +345,9 @@ impl From<&Credential> for CredentialDoc {
             Credential::Basic { username, password } => {
                 Self::Basic { username: username.clone(), password: password.expose_secret().into() }
             }
-            Credential::Header { name, value } => Self::Header { name: name.clone(), value: value.expose_secret().into() },
+            Credential::Header { name, value } => {
+                Self::Header { name: name.clone(), value: value.expose_secret().into() }
+            }
         }
     }
 }
@@ -323,7 +357,9 @@ impl From<CredentialDoc> for Credential {
         match doc {
             CredentialDoc::None => Self::None,
             CredentialDoc::Bearer { token } => Self::Bearer { token: token.into() },
-            CredentialDoc::Basic { username, password } => Self::Basic { username, password: password.into() },
+            CredentialDoc::Basic { username, password } => {
+                Self::Basic { username, password: password.into() }
+            }
             CredentialDoc::Header { name, value } => Self::Header { name, value: value.into() },
         }
     }
@@ -370,7 +406,11 @@ impl From<&Spec> for SpecDoc {
                 Transport::Sse => "sse",
             }
             .into(),
-            endpoints: spec.endpoints.iter().map(|e| EndpointDoc { url: e.url.clone(), weight: e.weight }).collect(),
+            endpoints: spec
+                .endpoints
+                .iter()
+                .map(|e| EndpointDoc { url: e.url.clone(), weight: e.weight })
+                .collect(),
             timeouts_us: TimeoutsDoc {
                 connect: micros(spec.timeouts.connect),
                 first_byte: micros(spec.timeouts.first_byte),
@@ -409,7 +449,11 @@ impl SpecDoc {
                 "sse" => Transport::Sse,
                 word => return Err(unknown("transport", word)),
             },
-            endpoints: self.endpoints.into_iter().map(|e| Endpoint { url: e.url, weight: e.weight }).collect(),
+            endpoints: self
+                .endpoints
+                .into_iter()
+                .map(|e| Endpoint { url: e.url, weight: e.weight })
+                .collect(),
             timeouts: Timeouts {
                 connect: Duration::from_micros(self.timeouts_us.connect),
                 first_byte: Duration::from_micros(self.timeouts_us.first_byte),

@@ -23,7 +23,8 @@ impl Upload {
         let hello = pb::UploadHello { proxy_id: proxy.to_string(), spool_id: spool.to_string() };
         to.send(pb::UploadRequest { message: Some(Message::Hello(hello)) }).await.unwrap();
         let request = with_bearer(ReceiverStream::new(requests), token);
-        let from = AuditIngestServiceClient::new(plane.channel().await).upload(request).await.unwrap().into_inner();
+        let from =
+            AuditIngestServiceClient::new(plane.channel().await).upload(request).await.unwrap().into_inner();
         let mut upload = Self { to, from };
         let stored = upload.receipt().await;
         (upload, stored)
@@ -148,8 +149,15 @@ async fn a_record_that_makes_no_sense_is_kept_as_one_that_says_so() {
                 with(7, |e| e.duration_us = u64::MAX),
                 with(8, |e| e.proxy_id = Uuid::now_v7().to_string()),
                 // The same id and time as another record.
-                with(9, |e| e.occurred_at = Some(prost_types::Timestamp { seconds: 1_000_000_000, nanos: 0 })),
-                pb::SequencedEvent { sequence: 10, ..with(9, |e| e.occurred_at = Some(prost_types::Timestamp { seconds: 1_000_000_000, nanos: 0 })) },
+                with(9, |e| {
+                    e.occurred_at = Some(prost_types::Timestamp { seconds: 1_000_000_000, nanos: 0 })
+                }),
+                pb::SequencedEvent {
+                    sequence: 10,
+                    ..with(9, |e| {
+                        e.occurred_at = Some(prost_types::Timestamp { seconds: 1_000_000_000, nanos: 0 })
+                    })
+                },
             ])
             .await;
         assert_eq!(upload.receipt().await, 10);
@@ -228,8 +236,11 @@ async fn who_follows_sees_each_event_once_in_the_order_of_storing() {
         upload.send(records(spool, 1..=3)).await;
         upload.receipt().await;
         let request = pb::TailEventsRequest { filter: Some(of(proxy)) };
-        let mut tail =
-            AuditServiceClient::new(admin.channel.clone()).tail_events(admin.ask(request)).await.unwrap().into_inner();
+        let mut tail = AuditServiceClient::new(admin.channel.clone())
+            .tail_events(admin.ask(request))
+            .await
+            .unwrap()
+            .into_inner();
         for batch in [4..=4, 5..=400, 401..=402] {
             upload.send(records(spool, batch)).await;
             upload.receipt().await;

@@ -40,7 +40,9 @@ pub struct Update {
 impl Update {
     fn servers(&self) -> Vec<(String, String)> {
         let server = |resource: &pb::Resource| match resource.kind.as_ref()? {
-            pb::resource::Kind::Server(server) => Some((server.spec.as_ref()?.name.clone(), server.id.clone())),
+            pb::resource::Kind::Server(server) => {
+                Some((server.spec.as_ref()?.name.clone(), server.id.clone()))
+            }
             _ => None,
         };
         self.resources.iter().filter_map(server).collect()
@@ -50,7 +52,8 @@ impl Update {
 impl Proxy {
     pub async fn connect(plane: &Plane, token: &str, hello: pb::Hello) -> Self {
         let id = Uuid::now_v7();
-        let hello = pb::Hello { proxy_id: id.to_string(), name: "edge-1".into(), group: "test".into(), ..hello };
+        let hello =
+            pb::Hello { proxy_id: id.to_string(), name: "edge-1".into(), group: "test".into(), ..hello };
         Self::connect_as(plane, token, hello).await
     }
 
@@ -59,14 +62,19 @@ impl Proxy {
         let id = hello.proxy_id.parse().unwrap();
         to.send(pb::StreamRequest { message: Some(Message::Hello(hello)) }).await.unwrap();
         let request = with_bearer(ReceiverStream::new(requests), token);
-        let from = DiscoveryServiceClient::new(plane.channel().await).stream(request).await.unwrap().into_inner();
+        let from =
+            DiscoveryServiceClient::new(plane.channel().await).stream(request).await.unwrap().into_inner();
         Self { id, to, from }
     }
 
     pub async fn update(&mut self) -> Update {
         let mut update = Update::default();
         loop {
-            let chunk = tokio::time::timeout(SOON, self.from.message()).await.expect("no update came").unwrap().unwrap();
+            let chunk = tokio::time::timeout(SOON, self.from.message())
+                .await
+                .expect("no update came")
+                .unwrap()
+                .unwrap();
             (update.full, update.lineage, update.revision) = (chunk.full, chunk.lineage, chunk.revision);
             update.nonce = chunk.nonce;
             update.resources.extend(chunk.resources);
@@ -106,7 +114,12 @@ async fn delete(admin: &Operator, name: &str) {
 
 async fn shown(admin: &Operator, proxy: Uuid) -> Option<proxy_pb::Proxy> {
     let request = proxy_pb::GetProxyRequest { proxy: proxy.to_string() };
-    ProxyServiceClient::new(admin.channel.clone()).get_proxy(admin.ask(request)).await.ok()?.into_inner().proxy
+    ProxyServiceClient::new(admin.channel.clone())
+        .get_proxy(admin.ask(request))
+        .await
+        .ok()?
+        .into_inner()
+        .proxy
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,7 +173,8 @@ async fn a_proxy_gets_everything_once_and_then_what_differs() {
         drop(proxy);
         plane.stop().await;
         let plane = Plane::start(&database).await;
-        let held = pb::Hello { lineage: third.lineage.clone(), revision: third.revision, ..Default::default() };
+        let held =
+            pb::Hello { lineage: third.lineage.clone(), revision: third.revision, ..Default::default() };
         let mut back = Proxy::connect(&plane, &database.token(), held.clone()).await;
         back.is_quiet().await;
         let older = pb::Hello { revision: second.revision, ..held };
@@ -195,7 +209,8 @@ async fn a_refused_resource_is_named_and_sent_again() {
     create(&admin, "good").await;
     let good = proxy.update().await;
     proxy.ack(&good).await;
-    eventually(async || shown(&admin, proxy.id).await.filter(|p| p.acknowledged_revision == good.revision)).await;
+    eventually(async || shown(&admin, proxy.id).await.filter(|p| p.acknowledged_revision == good.revision))
+        .await;
     assert!(shown(&admin, proxy.id).await.unwrap().last_nack.is_some());
 
     // A new stream names what it refused, and gets it again although its revision is the latest.
@@ -224,7 +239,8 @@ async fn a_proxy_ahead_of_a_restored_database_gets_nothing_and_operators_hear_of
     let admin = plane.sign_in().await;
     let mut proxy = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
     let first = proxy.update().await;
-    let ahead = pb::Hello { lineage: first.lineage.clone(), revision: first.revision + 1000, ..Default::default() };
+    let ahead =
+        pb::Hello { lineage: first.lineage.clone(), revision: first.revision + 1000, ..Default::default() };
     let mut ahead = Proxy::connect(&plane, &database.token(), ahead).await;
     ahead.is_quiet().await;
     let look = async || {
@@ -250,7 +266,8 @@ async fn a_stream_without_a_hello_or_with_two_is_ended() {
     let (to, requests) = mpsc::channel(1);
     to.send(pb::StreamRequest { message: Some(Message::Ack(pb::Ack::default())) }).await.unwrap();
     let request = with_bearer(ReceiverStream::new(requests), &token);
-    let mut from = DiscoveryServiceClient::new(plane.channel().await).stream(request).await.unwrap().into_inner();
+    let mut from =
+        DiscoveryServiceClient::new(plane.channel().await).stream(request).await.unwrap().into_inner();
     assert_eq!(from.message().await.unwrap_err().code(), Code::InvalidArgument);
 
     let mut proxy = Proxy::connect(&plane, &token, pb::Hello::default()).await;

@@ -1,7 +1,16 @@
 //! A whole control plane on free ports, on SQLite and, where `WAFFLES_TEST_POSTGRES` names a server on which
 //! databases may be made, on Postgres.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    unreachable_pub,
+    reason = "all of it is test code, not only what stands in functions marked so"
+)]
+
 mod audit;
+mod auth;
 mod discovery;
 mod doors;
 mod outage;
@@ -19,7 +28,7 @@ use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 use waffles_control_plane::app;
 use waffles_control_plane::config::Config;
-use waffles_proto::auth::v1 as auth;
+use waffles_proto::auth::v1 as auth_pb;
 use waffles_proto::auth::v1::auth_service_client::AuthServiceClient;
 use waffles_proto::registry::v1 as registry_pb;
 
@@ -113,7 +122,7 @@ impl Plane {
 
     /// Signs the admin in with the one-time password, and gives an access token.
     pub async fn sign_in(&self) -> Operator {
-        let login = auth::LoginRequest {
+        let login = auth_pb::LoginRequest {
             email: "admin@localhost".into(),
             password: self.password.clone().expect("only the first start has a password"),
             tenant: String::new(),

@@ -30,7 +30,8 @@ struct Wire {
 impl Wire {
     async fn to(host: String, port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let wire = Self { port: listener.local_addr().unwrap().port(), state: Arc::new(AtomicU8::new(FLOWS)) };
+        let wire =
+            Self { port: listener.local_addr().unwrap().port(), state: Arc::new(AtomicU8::new(FLOWS)) };
         let state = wire.state.clone();
         task::spawn("wire", async move {
             loop {
@@ -115,14 +116,19 @@ async fn a_database_that_hangs_or_is_gone_takes_nothing_down_with_it() {
         wire.set(FLOWS);
         let before = tokio::time::Instant::now();
         eventually(async || (get(&admin).await.0 == Code::Ok).then_some(())).await;
-        assert!(before.elapsed() < Duration::from_secs(4), "round {round}: back after {:?}", before.elapsed());
+        assert!(
+            before.elapsed() < Duration::from_secs(4),
+            "round {round}: back after {:?}",
+            before.elapsed()
+        );
         assert_eq!(tokio::time::timeout(Duration::from_secs(12), upload.receipt()).await.unwrap(), sequence);
         // The stream is the same one, nothing was removed, and changes arrive again.
         let name = format!("after-{round}");
         eventually(async || {
             let spec = super::spec(&name);
             let request = registry::CreateServerRequest { spec: Some(spec), disabled: false };
-            let made = RegistryServiceClient::new(admin.channel.clone()).create_server(admin.ask(request)).await;
+            let made =
+                RegistryServiceClient::new(admin.channel.clone()).create_server(admin.ask(request)).await;
             (made.is_ok() || made.unwrap_err().code() == Code::AlreadyExists).then_some(())
         })
         .await;

@@ -43,14 +43,18 @@ async fn life(admin: &Operator) {
         redact: vec!["ssn".into()],
         ..spec("demo")
     };
-    let made = servers.create_server(admin.ask(create(wanted.clone()))).await.unwrap().into_inner().server.unwrap();
+    let made =
+        servers.create_server(admin.ask(create(wanted.clone()))).await.unwrap().into_inner().server.unwrap();
     assert_eq!((made.version, made.enabled, made.tenant.as_str()), (1, true, "default"));
     let shown = servers.get_server(admin.ask(pb::GetServerRequest { name: "demo".into() })).await.unwrap();
     let shown = shown.into_inner().server.unwrap();
     assert_eq!(shown, made);
     let kept = shown.spec.unwrap();
     assert_eq!((&kept.tags, &kept.tools, &kept.redact), (&wanted.tags, &wanted.tools, &wanted.redact));
-    assert_eq!((kept.capture, kept.audit, &kept.description), (wanted.capture, wanted.audit, &wanted.description));
+    assert_eq!(
+        (kept.capture, kept.audit, &kept.description),
+        (wanted.capture, wanted.audit, &wanted.description)
+    );
     assert!(!format!("{kept:?}").contains("hunter2"), "a secret is shown");
 
     // A lost update is told, with the version that won.
@@ -63,7 +67,8 @@ async fn life(admin: &Operator) {
     assert!(lost.message().contains('2'), "{lost}");
 
     let off = pb::SetServerEnabledRequest { name: "demo".into(), enabled: false };
-    let disabled = servers.set_server_enabled(admin.ask(off.clone())).await.unwrap().into_inner().server.unwrap();
+    let disabled =
+        servers.set_server_enabled(admin.ask(off.clone())).await.unwrap().into_inner().server.unwrap();
     assert_eq!((disabled.enabled, disabled.version), (false, 3));
     let again = servers.set_server_enabled(admin.ask(off)).await.unwrap().into_inner().server.unwrap();
     assert_eq!(again.version, 3, "nothing changed");
@@ -79,11 +84,14 @@ async fn life(admin: &Operator) {
     // Every act, and only what happened, is in the trail.
     let filter = audit::EventFilter { server: "demo".into(), action: "server.".into(), ..Default::default() };
     let search = audit::SearchEventsRequest { filter: Some(filter), ..Default::default() };
-    let found = AuditServiceClient::new(admin.channel.clone()).search_events(admin.ask(search)).await.unwrap();
+    let found =
+        AuditServiceClient::new(admin.channel.clone()).search_events(admin.ask(search)).await.unwrap();
     let events = found.into_inner().events;
     let actions: Vec<_> = events.iter().map(|event| event.action.as_str()).collect();
     assert_eq!(actions, ["server.delete", "server.disable", "server.update", "server.create"]);
-    assert!(events.iter().all(|event| event.principal_name == "admin@localhost" && !event.client_ip.is_empty()));
+    assert!(
+        events.iter().all(|event| event.principal_name == "admin@localhost" && !event.client_ip.is_empty())
+    );
     assert!(!format!("{events:?}").contains("hunter2"));
 }
 
@@ -97,9 +105,13 @@ async fn every_wrong_field_is_named_and_nothing_is_written() {
     let refused = servers.create_server(admin.ask(create(bad))).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     let details = refused.get_error_details();
-    let fields: Vec<_> = details.bad_request().unwrap().field_violations.iter().map(|v| v.field.as_str()).collect();
+    let fields: Vec<_> =
+        details.bad_request().unwrap().field_violations.iter().map(|v| v.field.as_str()).collect();
     assert_eq!(fields, ["name", "tags[0]", "endpoints"]);
-    assert_eq!(code(servers.create_server(admin.ask(pb::CreateServerRequest::default()))).await, Code::InvalidArgument);
+    assert_eq!(
+        code(servers.create_server(admin.ask(pb::CreateServerRequest::default()))).await,
+        Code::InvalidArgument
+    );
     let list = servers.list_servers(admin.ask(pb::ListServersRequest::default())).await.unwrap().into_inner();
     assert!(list.servers.is_empty());
     plane.stop().await;
@@ -112,7 +124,8 @@ async fn lists_are_filtered_and_paged() {
         let admin = plane.sign_in().await;
         let mut servers = RegistryServiceClient::new(admin.channel.clone());
         for (i, tag) in ["red", "blue", "red", "blue", "red"].iter().enumerate() {
-            let spec = pb::ServerSpec { tags: vec![(*tag).into(), "all".into()], ..spec(&format!("server-{i}")) };
+            let spec =
+                pb::ServerSpec { tags: vec![(*tag).into(), "all".into()], ..spec(&format!("server-{i}")) };
             let request = pb::CreateServerRequest { spec: Some(spec), disabled: i == 0 };
             servers.create_server(admin.ask(request)).await.unwrap();
         }
@@ -134,10 +147,15 @@ async fn lists_are_filtered_and_paged() {
         let all = pb::ListServersRequest::default();
         check(all.clone(), &[0, 1, 2, 3, 4]).await;
         check(pb::ListServersRequest { tags: vec!["red".into()], ..all.clone() }, &[0, 2, 4]).await;
-        check(pb::ListServersRequest { tags: vec!["red".into(), "all".into()], ..all.clone() }, &[0, 2, 4]).await;
+        check(pb::ListServersRequest { tags: vec!["red".into(), "all".into()], ..all.clone() }, &[0, 2, 4])
+            .await;
         check(pb::ListServersRequest { tags: vec!["red".into(), "blue".into()], ..all.clone() }, &[]).await;
         check(pb::ListServersRequest { enabled: Some(false), ..all.clone() }, &[0]).await;
-        check(pb::ListServersRequest { enabled: Some(true), tags: vec!["red".into()], ..all.clone() }, &[2, 4]).await;
+        check(
+            pb::ListServersRequest { enabled: Some(true), tags: vec!["red".into()], ..all.clone() },
+            &[2, 4],
+        )
+        .await;
         check(pb::ListServersRequest { name_contains: "r-3".into(), ..all.clone() }, &[3]).await;
         check(pb::ListServersRequest { name_contains: "%".into(), ..all.clone() }, &[]).await;
         for bad in [
