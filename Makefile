@@ -27,5 +27,5 @@ test: ## All tests, on SQLite and Postgres, with every MCP client SDK
 	@scripts/test.sh $(TEST_ARGS)
 
 bench: ## CPU and latency of a call through Waffles against a bare pass-through (BENCH_ARGS=--quick)
-	$(CARGO) build --release $(PROGRAMS) -p waffles-tests
+	$(CARGO) build --release -p waffles-control-plane -p waffles-data-plane -p waffles-tests --bins
 	$(TARGET)/release/waffles-bench $(BENCH_ARGS)

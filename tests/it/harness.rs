@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 use waffles_tests::mcp_client::events;
-use waffles_tests::{Behaviour, Era, McpClient, McpServer, Postgres, Redis, until};
+use waffles_tests::{Behaviour, Era, McpClient, McpServer, Postgres, Redis, Waffles, until};
 
 #[tokio::test]
 async fn a_killed_postgres_comes_back_with_its_data() {
@@ -181,4 +181,13 @@ async fn bytes_are_sent_as_they_are() {
     let answer =
         McpClient::new(&server.url()).bytes(b"NOT HTTP\r\n\r\n", Duration::from_secs(5)).await.unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&answer));
+}
+
+#[tokio::test]
+async fn both_programs_end_cleanly_when_asked() {
+    let mut waffles = Waffles::start().await;
+    assert!(waffles.proxies[0].stop().await.success());
+    assert!(waffles.control_plane.stop().await.success());
+    assert_eq!(waffles.proxies[0].program.rest_of_stdout().await, "");
+    assert_eq!(waffles.control_plane.program.rest_of_stdout().await, "");
 }

@@ -13,6 +13,7 @@ use std::fmt::Display;
 use std::future::Future;
 use std::time::Duration;
 
+pub mod bench;
 pub mod mcp_client;
 pub mod mcp_server;
 pub mod postgres;

@@ -204,6 +204,19 @@ impl Waffles {
         Ok((proxies, revision))
     }
 
+    /// Audit records of all proxies that wait for upload, as the proxies' metrics say.
+    pub async fn spool_depth(&self) -> anyhow::Result<u64> {
+        let mut depth = 0;
+        for proxy in &self.proxies {
+            let metrics = proxy.metrics().await;
+            let line = metrics.lines().find(|line| !line.starts_with('#') && line.contains("spool_depth"));
+            let value =
+                line.and_then(|line| line.rsplit(' ').next()).context("no metric of the spool's depth")?;
+            depth += value.parse::<f64>()? as u64;
+        }
+        Ok(depth)
+    }
+
     /// Waits until every proxy that this value holds has acknowledged the current revision.
     pub async fn settled(&self) {
         self.settled_within(PATIENCE).await;

@@ -1,0 +1,325 @@
+//! The benchmark. One process measures; the upstream, the pass-through and the load generator are children of the same
+//! program, each on one thread and bound to a core: the proxy under test alone on one, everything else on another.
+
+mod load;
+mod passthrough;
+mod report;
+mod upstream;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use serde::{Deserialize, Serialize};
+
+use crate::programs::{self, ControlPlaneOptions, DataPlaneOptions, Program};
+use crate::watchdog::Dir;
+use crate::{Era, PATIENCE, Waffles, WafflesOptions};
+pub use load::Measured;
+
+/// Between two rounds proxies upload what they recorded, so that one round does not pay for another.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// Part of the slowest target's capacity at which the open loop asks.
+const OPEN_LOOP_SHARE: f64 = 0.5;
+
+/// Measures requests a second, latency, CPU and memory of verified `tools/call`s: direct, through a bare hyper
+/// pass-through, through Waffles with authentication, authorization and audit on.
+#[derive(Debug, Parser)]
+#[command(name = "waffles-bench")]
+pub struct Bench {
+    #[command(subcommand)]
+    part: Option<Part>,
+    /// A short run, for a first look.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds; the figures are medians over them.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Connections that ask at the same time.
+    #[arg(long, default_value_t = 32)]
+    connections: usize,
+    /// Only this era: sessions or stateless.
+    #[arg(long, value_parser = parse_era)]
+    era: Option<Era>,
+    /// Writes all figures to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Measures the direct way and the pass-through alone.
+    #[arg(long)]
+    without_waffles: bool,
+}
+
+/// A child of the benchmark.
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// A fast MCP server.
+    #[command(hide = true)]
+    Upstream,
+    /// A proxy that parses nothing.
+    #[command(hide = true)]
+    Passthrough { upstream: std::net::SocketAddr },
+    /// Asks and measures.
+    #[command(hide = true)]
+    Load(load::Load),
+}
+
+/// What a serving child says when it is ready.
+#[derive(Debug, Serialize, Deserialize)]
+struct Listening {
+    addr: std::net::SocketAddr,
+}
+
+/// A way to the upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    Direct,
+    PassThrough,
+    Waffles,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::PassThrough => "pass-through",
+            Self::Waffles => "waffles",
+        }
+    }
+}
+
+/// One way in one era in one round, closed and open loop.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sample {
+    pub era: String,
+    pub round: usize,
+    pub way: Way,
+    pub closed: Measured,
+    pub open: Option<Measured>,
+}
+
+/// A target of the load.
+struct Target {
+    way: Way,
+    url: String,
+    bearer: Option<String>,
+    /// The proxy, or the upstream itself for the direct way.
+    pid: u32,
+}
+
+struct Cores {
+    proxy: usize,
+    load: usize,
+    upstream: usize,
+    control_plane: usize,
+}
+
+impl Bench {
+    pub fn run(self) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        match &self.part {
+            Some(Part::Upstream) => runtime.block_on(upstream::serve()),
+            Some(Part::Passthrough { upstream }) => runtime.block_on(passthrough::serve(*upstream)),
+            Some(Part::Load(load)) => runtime.block_on(load.run()),
+            None => runtime.block_on(self.measure()),
+        }
+    }
+
+    async fn measure(self) -> anyhow::Result<()> {
+        let cores = cores()?;
+        // This process waits most of the time, and must not do that on the proxy's core.
+        pin_self(cores.load)?;
+        let dir = Dir::new("waffles-bench-");
+        let (upstream, upstream_addr) = child("upstream", &[], cores.upstream, &dir).await;
+        let (passthrough, passthrough_addr) =
+            child("passthrough", &[upstream_addr.to_string()], cores.proxy, &dir).await;
+        let upstream_url = format!("http://{upstream_addr}/mcp");
+        let mut targets = vec![
+            Target { way: Way::Direct, url: upstream_url.clone(), bearer: None, pid: upstream.pid() },
+            Target {
+                way: Way::PassThrough,
+                url: format!("http://{passthrough_addr}/mcp"),
+                bearer: None,
+                pid: passthrough.pid(),
+            },
+        ];
+        let waffles =
+            if self.without_waffles { None } else { Some(start_waffles(&cores, &upstream_url).await) };
+        if let Some(waffles) = &waffles {
+            targets.push(Target {
+                way: Way::Waffles,
+                url: waffles.proxies[0].server_url("bench"),
+                bearer: Some(waffles.admin.secret.clone()),
+                pid: waffles.proxies[0].program.pid(),
+            });
+        }
+        let at_rest: Vec<(Way, u64)> =
+            targets.iter().map(|target| (target.way, resident_bytes(target.pid).unwrap_or(0))).collect();
+
+        let eras = self.era.map_or_else(|| Era::BOTH.to_vec(), |era| vec![era]);
+        let mut samples = Vec::new();
+        for era in eras {
+            let mut rate = None;
+            for round in 0..self.rounds() {
+                let mut closed = Vec::new();
+                for target in &targets {
+                    closed.push(self.load(target, era, None, &cores, &dir).await?);
+                    drain(waffles.as_ref()).await;
+                }
+                // One rate for all ways and rounds, or latencies could not be compared.
+                let slowest = closed.iter().map(|measured| measured.per_second).fold(f64::MAX, f64::min);
+                let rate = *rate.get_or_insert(slowest * OPEN_LOOP_SHARE);
+                for (target, closed) in targets.iter().zip(closed) {
+                    let open = Some(self.load(target, era, Some(rate), &cores, &dir).await?);
+                    drain(waffles.as_ref()).await;
+                    samples.push(Sample {
+                        era: era.revision().to_owned(),
+                        round,
+                        way: target.way,
+                        closed,
+                        open,
+                    });
+                }
+                report::progress(era, round, &samples);
+            }
+        }
+        let report = report::Report::new(self.connections, at_rest, samples);
+        report.print();
+        if let Some(file) = &self.json {
+            std::fs::write(file, serde_json::to_vec_pretty(&report)?)
+                .with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        Ok(())
+    }
+
+    fn rounds(&self) -> usize {
+        if self.quick { self.rounds.min(2) } else { self.rounds }
+    }
+
+    async fn load(
+        &self,
+        target: &Target,
+        era: Era,
+        rate: Option<f64>,
+        cores: &Cores,
+        dir: &Dir,
+    ) -> anyhow::Result<Measured> {
+        let seconds = match (self.quick, rate.is_some()) {
+            (true, _) => 0.7,
+            (false, false) => 2.0,
+            (false, true) => 1.5,
+        };
+        let mut command = programs::command("waffles-bench", Some(cores.load));
+        command.args(["load", "--url", &target.url, "--watch", &target.pid.to_string()]);
+        command.args(["--connections", &self.connections.to_string(), "--seconds", &seconds.to_string()]);
+        command.args(["--era", if era == Era::Sessions { "sessions" } else { "stateless" }]);
+        if let Some(bearer) = &target.bearer {
+            // Not as an argument, which every user of the machine may read.
+            command.env("WAFFLES_BENCH_BEARER", bearer);
+        }
+        if let Some(rate) = rate {
+            command.args(["--rate", &rate.to_string()]);
+        }
+        let mut program = Program::spawn("load", command, dir.path().join("load.log"));
+        let measured: Measured = program.announced(PATIENCE).await;
+        program.wait(PATIENCE).await;
+        if let Some(failure) = &measured.first_failure {
+            anyhow::bail!("{} calls {} failed, the first: {failure}", measured.failed, target.way.name());
+        }
+        Ok(measured)
+    }
+}
+
+async fn start_waffles(cores: &Cores, upstream: &str) -> Waffles {
+    let quiet = || vec!["--log".to_owned(), "warn".to_owned()];
+    let waffles = Waffles::with(WafflesOptions {
+        control_plane: ControlPlaneOptions {
+            cpu: Some(cores.control_plane),
+            args: quiet(),
+            ..ControlPlaneOptions::default()
+        },
+        data_plane: DataPlaneOptions {
+            workers: 1,
+            cpu: Some(cores.proxy),
+            args: quiet(),
+            ..DataPlaneOptions::default()
+        },
+        ..WafflesOptions::default()
+    })
+    .await;
+    waffles.add_server("bench", upstream).await;
+    waffles
+}
+
+async fn child(part: &str, args: &[String], cpu: usize, dir: &Dir) -> (Program, std::net::SocketAddr) {
+    let mut command = programs::command("waffles-bench", Some(cpu));
+    command.arg(part).args(args);
+    let mut program = Program::spawn(part, command, dir.path().join(format!("{part}.log")));
+    let Listening { addr } = program.announced(PATIENCE).await;
+    (program, addr)
+}
+
+/// Waits until the proxy has uploaded its audit records, or for as long as is fair.
+async fn drain(waffles: Option<&Waffles>) {
+    let Some(waffles) = waffles else { return };
+    let end = tokio::time::Instant::now() + DRAIN_LIMIT;
+    while tokio::time::Instant::now() < end {
+        match waffles.spool_depth().await {
+            Ok(0) => return,
+            _ => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+fn parse_era(text: &str) -> Result<Era, String> {
+    match text {
+        "sessions" => Ok(Era::Sessions),
+        "stateless" => Ok(Era::Stateless),
+        _ => Err("sessions or stateless".to_owned()),
+    }
+}
+
+/// The proxy gets a core for itself; the others share one where there are no more than two.
+fn cores() -> anyhow::Result<Cores> {
+    let allowed = rustix::thread::sched_getaffinity(None).context("the kernel tells the cores")?;
+    let usable: Vec<usize> =
+        (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
+    let at = |wanted: usize| usable[wanted.min(usable.len() - 1)];
+    Ok(Cores { proxy: at(0), load: at(1), upstream: at(2), control_plane: at(3) })
+}
+
+fn pin_self(core: usize) -> anyhow::Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(core);
+    rustix::thread::sched_setaffinity(None, &set).context("a process may choose among its cores")
+}
+
+/// Processor time of a process, user and system, in microseconds.
+fn cpu_micros(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in brackets and may hold anything, so count behind it.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    // Linux reports hundredths of a second to user space on every architecture.
+    Some((user + system) * 10_000)
+}
+
+fn resident_bytes(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+#[allow(clippy::print_stdout, reason = "the parent reads it there")]
+fn announce(value: &impl Serialize) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(&line)?;
+    stdout.flush().context("the parent listens")
+}

@@ -1,0 +1,99 @@
+//! A fast MCP server: right answers in both eras for as little work as possible.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::net::TcpListener;
+use waffles_runtime::task;
+
+use super::{Listening, announce};
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    method: Cow<'a, str>,
+    #[serde(borrow)]
+    params: Option<Params<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Params<'a> {
+    #[serde(borrow)]
+    arguments: Option<Arguments<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Arguments<'a> {
+    #[serde(borrow)]
+    message: &'a RawValue,
+}
+
+pub(super) async fn serve() -> anyhow::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    announce(&Listening { addr: listener.local_addr()? })?;
+    loop {
+        let (socket, _) = listener.accept().await?;
+        socket.set_nodelay(true)?;
+        task::spawn("upstream connection", async move {
+            // A caller that breaks off is the load's to report.
+            drop(http1::Builder::new().serve_connection(TokioIo::new(socket), service_fn(answer)).await);
+        });
+    }
+}
+
+async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
+    let method = request.method().clone();
+    let body = request.into_body().collect().await?.to_bytes();
+    if method != Method::POST {
+        let status = if method == Method::DELETE { StatusCode::OK } else { StatusCode::METHOD_NOT_ALLOWED };
+        return Ok(empty(status));
+    }
+    let Ok(message) = serde_json::from_slice::<Message<'_>>(&body) else {
+        return Ok(empty(StatusCode::BAD_REQUEST));
+    };
+    let Some(id) = message.id else { return Ok(empty(StatusCode::ACCEPTED)) };
+    let mut session = false;
+    let result: Cow<'_, str> = match message.method.as_ref() {
+        "tools/call" => {
+            let text = message.params.and_then(|params| params.arguments).map_or("\"\"", |found| found.message.get());
+            format!(r#"{{"content":[{{"type":"text","text":{text}}}],"isError":false,"resultType":"complete"}}"#).into()
+        }
+        "initialize" => {
+            session = true;
+            r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"bench","version":"1"}}"#.into()
+        }
+        "server/discover" => {
+            r#"{"supportedVersions":["2026-07-28"],"capabilities":{"tools":{}},"ttlMs":60000,"cacheScope":"public","resultType":"complete"}"#.into()
+        }
+        "tools/list" => {
+            r#"{"tools":[{"name":"echo","description":"Says it again.","inputSchema":{"type":"object","properties":{"message":{"type":"string"}},"required":["message"]}}],"ttlMs":60000,"cacheScope":"public","resultType":"complete"}"#.into()
+        }
+        _ => r#"{"resultType":"complete"}"#.into(),
+    };
+    let body = format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#);
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if session {
+        response
+            .headers_mut()
+            .insert("mcp-session-id", HeaderValue::from_static("0123456789abcdef0123456789abcdef"));
+    }
+    Ok(response)
+}
+
+fn empty(status: StatusCode) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::new()));
+    *response.status_mut() = status;
+    response
+}
