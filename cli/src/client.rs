@@ -22,7 +22,7 @@ use crate::context::{Context, Store, Tokens};
 use crate::failure::Failure;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 /// An access token that ends sooner than this is refreshed first.
 const MARGIN: chrono::TimeDelta = chrono::TimeDelta::seconds(30);
 

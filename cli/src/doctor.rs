@@ -127,7 +127,12 @@ async fn check_grpc(grpc: &str, report: &mut Report) {
         Err(error) => return report.failure("control plane gRPC", &error),
     };
     let request = HealthCheckRequest { service: String::new() };
-    match HealthClient::new(channel).check(request).await.map(|answer| answer.into_inner().status()) {
+    let mut health = HealthClient::new(channel);
+    let Ok(answer) = tokio::time::timeout(LIMIT, health.check(request)).await else {
+        let next = "It accepts connections and does not answer: see its log, or start it again.";
+        return report.fail("control plane gRPC", format!("{grpc}: no answer within {LIMIT:?}"), next);
+    };
+    match answer.map(|answer| answer.into_inner().status()) {
         Ok(ServingStatus::Serving) => report.ok("control plane gRPC", format!("{grpc} serves")),
         Ok(status) => report.fail(
             "control plane gRPC",
@@ -200,7 +205,9 @@ async fn check_identity(global: &Global, report: &mut Report) -> Option<Client> 
         let answer = client.identity().get_self(GetSelfRequest {}).await.map_err(Failure::from)?;
         anyhow::Ok((client, answer.into_inner()))
     };
-    match asked.await {
+    let limited = tokio::time::timeout(LIMIT, asked).await;
+    let limited = limited.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {LIMIT:?}")));
+    match limited {
         Ok((client, answer)) => {
             let principal = answer.principal.unwrap_or_default();
             report.ok(NAME, format!("{} of tenant {}", principal.name, principal.tenant));

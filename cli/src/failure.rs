@@ -106,8 +106,9 @@ impl From<Status> for Failure {
                 let seconds = delay.map_or(1, |delay| delay.as_secs().max(1));
                 failed.next(format!("Try again in {seconds} s."))
             }
-            // Without a retry hint it was not the control plane that spoke, but the way to it.
-            Code::Unavailable | Code::DeadlineExceeded => {
+            // Without a retry hint it was not the control plane that spoke, but the way to it; the client's own
+            // time limit ends a request as cancelled.
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
                 Self::unreachable(format!("the control plane does not answer: {message}"))
                     .next("Check the way to it with `wafflectl doctor`.")
             }
@@ -144,7 +145,8 @@ mod tests {
     #[test]
     fn a_lost_control_plane_is_told_from_a_busy_one() {
         let lost = Failure::from(Status::unavailable("connection refused"));
-        assert_eq!(lost.exit, Exit::Unreachable);
+        let silent = Failure::from(Status::cancelled("Timeout expired"));
+        assert_eq!((lost.exit, silent.exit), (Exit::Unreachable, Exit::Unreachable));
         let details = ErrorDetails::with_retry_info(Some(std::time::Duration::from_secs(2)));
         let busy = Failure::from(Status::with_error_details(Code::Unavailable, "busy", details));
         assert_eq!((busy.exit, busy.next_step()), (Exit::Failed, Some("Try again in 2 s.")));

@@ -14,7 +14,7 @@ use rmcp::service::{
     RunningService, ServiceError,
 };
 use rmcp::transport::StreamableHttpClientTransport;
-use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
+use rmcp::transport::streamable_http_client::{StreamableHttpClientTransportConfig, StreamableHttpError};
 use rmcp::{ClientHandler, RoleClient};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
@@ -179,10 +179,14 @@ fn rpc_failure(error: &ErrorData, server: &str) -> Failure {
 }
 
 fn sending_failure(error: &(dyn std::error::Error + 'static), server: &str) -> Failure {
-    // The deepest cause alone often lacks what failed («connection refused»), the outer ones lack why.
-    let outer = error.to_string();
-    let inner = root(error);
-    let text = if outer.contains(&inner) { outer } else { format!("{outer}: {inner}") };
+    // The SDK does not name the HTTP client's error as its cause, which is where the reason stands.
+    let text = match error.downcast_ref::<StreamableHttpError<reqwest::Error>>() {
+        Some(StreamableHttpError::Client(error)) if error.is_connect() || error.is_timeout() => {
+            return Failure::failed(format!("cannot reach the data plane: {}", root(error))).next(HOPS);
+        }
+        Some(StreamableHttpError::Client(error)) => root(error),
+        _ => error.to_string(),
+    };
     Failure::failed(format!("server {server} through the data plane: {}", clean(&text))).next(HOPS)
 }
 
