@@ -190,6 +190,23 @@ mod tests {
         throttle.spend(&other).await.unwrap();
     }
 
+    /// Needs a Redis, which `WAFFLES_TEST_REDIS` names.
+    #[tokio::test]
+    async fn replicas_count_together() {
+        #[allow(clippy::disallowed_methods, reason = "a test is told by the environment where Redis is")]
+        let Ok(url) = std::env::var("WAFFLES_TEST_REDIS") else { return };
+        let (one, other) = (Throttle::new(Some(&url)).unwrap(), Throttle::new(Some(&url)).unwrap());
+        let key = format!("test-{}", uuid::Uuid::now_v7());
+        let budget = [Budget { key, most: 2 }];
+        one.spend(&budget).await.unwrap();
+        one.refund(&budget).await;
+        one.spend(&budget).await.unwrap();
+        other.spend(&budget).await.unwrap();
+        let wait = one.spend(&budget).await.unwrap_err();
+        assert!(wait > Duration::from_secs(290) && wait <= WINDOW, "{wait:?}");
+        assert!(one.local.get(&budget[0].key).is_none(), "Redis did not answer");
+    }
+
     #[tokio::test]
     async fn a_dead_redis_is_not_waited_for_and_attempts_still_count() {
         let throttle = Throttle::new(Some("redis://127.0.0.1:1/")).unwrap();

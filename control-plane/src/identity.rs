@@ -65,7 +65,8 @@ impl Identity {
         discovery: Discovery,
         redis_url: Option<&SecretString>,
     ) -> Result<Self, Error> {
-        let throttle = Throttle::new(redis_url.map(ExposeSecret::expose_secret)).map_err(Error::internal)?;
+        let throttle = Throttle::new(redis_url.map(ExposeSecret::expose_secret))
+            .map_err(|error| Error::internal(format!("--redis-url: {error}")))?;
         Ok(Self {
             db,
             pepper: Pepper::new(&secrets.pepper),

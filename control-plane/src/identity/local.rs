@@ -8,7 +8,7 @@ use argon2::Argon2;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use waffles_core::credential::random_text;
 
 use crate::error::Error;
@@ -36,18 +36,23 @@ impl Passwords {
 
     /// The stored form of a password.
     pub(crate) async fn hash(&self, password: SecretString) -> Result<String, Error> {
-        let _turn = self.turn().await?;
-        tokio::task::spawn_blocking(move || hash(&password)).await.map_err(Error::internal)?
+        let turn = self.turn().await?;
+        let work = move || {
+            let _turn = turn;
+            hash(&password)
+        };
+        tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
     }
 
     /// Whether a password has this stored form. Without one, as much work is done for nothing.
     pub(crate) async fn verify(&self, password: SecretString, stored: Option<String>) -> Result<bool, Error> {
-        let _turn = self.turn().await?;
+        let turn = self.turn().await?;
         let (stored, known) = match stored {
             Some(stored) => (stored, true),
             None => (self.decoy.to_string(), false),
         };
         let check = move || {
+            let _turn = turn;
             let stored = PasswordHash::new(&stored).map_err(|e| Error::internal(e.to_string()))?;
             Ok(Argon2::default().verify_password(password.expose_secret().as_bytes(), &stored).is_ok())
         };
@@ -56,8 +61,10 @@ impl Passwords {
         Ok(matches? && known)
     }
 
-    async fn turn(&self) -> Result<SemaphorePermit<'_>, Error> {
-        match tokio::time::timeout(PATIENCE, self.turns.acquire()).await {
+    /// The turn goes with the work, which goes on when its caller hangs up: else callers that hang up at once
+    /// could have any number of hashes made.
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, Error> {
+        match tokio::time::timeout(PATIENCE, self.turns.clone().acquire_owned()).await {
             Ok(Ok(turn)) => Ok(turn),
             Ok(Err(closed)) => Err(Error::internal(closed)),
             Err(late) => Err(Error::Unavailable { retry_after: PATIENCE, source: late.into() }),
@@ -79,7 +86,23 @@ pub(crate) fn generate_password() -> Result<SecretString, Error> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
+
+    #[tokio::test]
+    async fn who_hangs_up_keeps_the_turn_until_the_work_is_done() {
+        let mut passwords = Passwords::new().unwrap();
+        passwords.turns = Arc::new(Semaphore::new(1));
+        // On a busy machine the work may be over before the look, so it looks more than once.
+        let kept = (0..20).any(|_| {
+            assert!(passwords.hash("x".into()).now_or_never().is_none());
+            passwords.turns.available_permits() == 0
+        });
+        assert!(kept, "the turn went with the caller");
+        passwords.hash("y".into()).await.unwrap();
+        assert_eq!(passwords.turns.available_permits(), 1);
+    }
 
     #[tokio::test]
     async fn a_password_matches_its_own_hash_only() {

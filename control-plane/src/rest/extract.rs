@@ -29,8 +29,8 @@ const BODY_MOST: usize = 512 * 1024;
 const TARGET_MOST: usize = 8 * 1024;
 /// How long a body may take to arrive.
 const BODY_TIME: Duration = Duration::from_secs(10);
-/// How long a request may take.
-const REQUEST_TIME: Duration = Duration::from_secs(30);
+/// How long a request may take; less than the connection allows, so that the caller is told why.
+const REQUEST_TIME: Duration = Duration::from_secs(14);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Names under which people put credentials into URLs, where logs and histories keep them.
