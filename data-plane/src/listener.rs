@@ -28,6 +28,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// A reader that takes nothing for so long holds memory for nobody.
 const STALLED: Duration = Duration::from_secs(30);
+/// Bytes of the HTTP/2 preface (RFC 9113 3.4); with so many the version is known.
+const PREFACE: usize = 24;
 const MAX_HEADERS: usize = 64;
 const MAX_HEAD: usize = 64 * 1024;
 
@@ -179,15 +181,20 @@ async fn serve<S>(
     }
 }
 
-/// A connection that is closed when its reader has taken nothing for too long.
+/// A connection that is closed when its reader has taken nothing for too long, or when it does not begin to speak: HTTP's
+/// own timers start only when its version is known.
 struct Watched<S> {
     stream: S,
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Until so many bytes have come that the version is known.
+    opening: Option<Pin<Box<Sleep>>>,
+    came: usize,
 }
 
 impl<S> Watched<S> {
     fn new(stream: S) -> Self {
-        Self { stream, stalled: None }
+        let opening = Some(Box::pin(tokio::time::sleep(HEAD_TIMEOUT)));
+        Self { stream, stalled: None, opening, came: 0 }
     }
 
     /// Passes a write's result on; starts the clock while it waits.
@@ -215,7 +222,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Some(opening) = &mut self.opening {
+            if polled.is_pending() && opening.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
+            }
+            self.came += buf.filled().len() - before;
+            if self.came >= PREFACE {
+                self.opening = None;
+            }
+        }
+        polled
     }
 }
 

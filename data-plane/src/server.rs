@@ -1,10 +1,11 @@
 //! The HTTP surface: which paths there are, and what no path takes: a foreign `Host` or `Origin`, a credential in the
 //! URL. What a message says is left to the gateway.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use hyper::body::Incoming;
 use uuid::Uuid;
@@ -97,7 +98,7 @@ impl Hosts {
             None => Ok(()),
             Some(origin) => {
                 let authority = ["http://", "https://"].iter().find_map(|scheme| origin.strip_prefix(scheme));
-                if authority.is_some_and(|authority| self.is_ours(authority)) {
+                if authority.is_some_and(|authority| self.is_own_page(authority, host.unwrap_or_default())) {
                     Ok(())
                 } else {
                     Err(Reject::ForeignOrigin)
@@ -106,19 +107,27 @@ impl Hosts {
         }
     }
 
+    /// Whether a page at `origin` may ask at `host`. Anybody has a page at an address, so beyond loopback it must be the
+    /// very address that is asked.
+    fn is_own_page(&self, origin: &str, host: &str) -> bool {
+        let named = bare_host(origin).is_some_and(|host| host.parse::<IpAddr>().is_err());
+        self.is_ours(origin) && (named || self.loopback || origin.eq_ignore_ascii_case(host))
+    }
+
     /// A name can be rebound to our address by whoever owns it; an address cannot.
     fn is_ours(&self, authority: &str) -> bool {
-        let Ok(parsed) = authority.parse::<http::uri::Authority>() else { return false };
-        if authority.contains('@') {
-            return false;
-        }
-        let host = parsed.host().to_ascii_lowercase();
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        match bare.parse::<std::net::IpAddr>() {
+        let Some(host) = bare_host(authority) else { return false };
+        match host.parse::<IpAddr>() {
             Ok(address) => !self.loopback || address.is_loopback(),
             Err(_) => (self.loopback && host == "localhost") || self.names.contains(&host),
         }
     }
+}
+
+/// The host of an authority in lower case, without port and brackets; none where a user is named as well.
+fn bare_host(authority: &str) -> Option<String> {
+    let parsed: Authority = authority.parse().ok().filter(|_| !authority.contains('@'))?;
+    Some(parsed.host().trim_matches(['[', ']']).to_ascii_lowercase())
 }
 
 /// Reads a path. Anything that is not exactly one of ours leads nowhere: there is no second spelling of a door.
@@ -221,6 +230,15 @@ mod tests {
             hosts.check(&headers, &Uri::from_static("/mcp"))
         };
         assert!(check("http://localhost:6274").is_ok());
+        let public = Hosts { names: vec!["mcp.example.com".into()], loopback: false };
+        for (origin, host, own) in [
+            ("mcp.example.com", "10.0.0.7:8080", true),
+            ("10.0.0.7:8080", "10.0.0.7:8080", true),
+            ("10.0.0.7", "10.0.0.7:8080", false),
+            ("203.0.113.9", "mcp.example.com", false),
+        ] {
+            assert_eq!(public.is_own_page(origin, host), own, "{origin} at {host}");
+        }
         for foreign in
             ["null", "http://evil.test", "https://localhost.evil.test", "file://", "http://a@localhost"]
         {
