@@ -27,18 +27,20 @@ use crate::record::{Desk, End, Record};
 use crate::reject::{Reject, UpstreamFault};
 use crate::session::Session;
 use crate::state::Current;
-use crate::stream::{Body, Purpose, Relay, Terms, end_of};
+use crate::stream::{Body, MAX_ANSWER, Purpose, Relay, Terms, end_of};
 use crate::upstream::{Answer, Outgoing, Upstream, collect};
 
 /// Most bytes of a client's message.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
-/// Most bytes of a server's answer.
-const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// Most bytes of an answer that is only a refusal.
 const MAX_REFUSAL: usize = 64 * 1024;
 /// A body may start slowly, and must then come at 1 KiB a second.
 const BODY_GRACE: Duration = Duration::from_secs(5);
 const BODY_RATE: u64 = 1024;
+
+/// How much of a refused message is read and thrown away, and for how long.
+const MAX_DISCARD: usize = 4 * MAX_MESSAGE;
+const DISCARD_TIME: Duration = Duration::from_secs(1);
 
 /// Which door a message came through.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,9 +90,11 @@ impl Gateway {
         let record = Record::open(Arc::clone(&self.desk), peer.ip(), snapshot.revision);
         let mut exchange =
             Exchange { snapshot, peer, verb: request.method().clone(), record, id: None, modern: false };
-        match self.handle(&mut exchange, &door, request).await {
+        let (parts, mut body) = request.into_parts();
+        match self.handle(&mut exchange, &door, &parts, &mut body).await {
             Ok(response) => response,
             Err(reject) => {
+                discard(&parts, &mut body).await;
                 let response = reject.response(exchange.id.as_ref(), exchange.record.id());
                 exchange.record.refuse(&reject, response.status().as_u16());
                 response.map(Body::full)
@@ -103,18 +107,18 @@ impl Gateway {
         &self,
         exchange: &mut Exchange,
         door: &Door,
-        request: Request<Incoming>,
+        parts: &Parts,
+        body: &mut Incoming,
     ) -> Result<Response<Body>, Reject> {
-        let (parts, body) = request.into_parts();
         check_singletons(&parts.headers)?;
-        let identity = self.authenticate(exchange, &parts)?;
-        let call = decode(exchange, &parts, body).await?;
+        let identity = self.authenticate(exchange, parts)?;
+        let call = decode(exchange, parts, body).await?;
         let head = call.as_ref().and_then(|call| call.head.as_ref());
         let entry = resolve(exchange, door, &identity)?;
         let permit = Permit::authorize(&identity, &entry, head)?;
         exchange.record.note_rule(permit.rule());
         let session = attach(exchange, &parts.headers, &permit, head)?;
-        let outgoing = translate(exchange, &parts, call.as_ref(), session.as_ref());
+        let outgoing = translate(exchange, parts, call.as_ref(), session.as_ref());
         let answer = self.forward(exchange, &permit, outgoing, call.as_ref()).await?;
         self.encode(exchange, permit, call, answer).await
     }
@@ -152,6 +156,10 @@ impl Gateway {
     ) -> Result<Response<Body>, Reject> {
         if !answer.status.is_success() {
             return refusal(exchange, answer).await;
+        }
+        // We asked for none, and what is packed small may be large.
+        if answer.headers.contains_key(header::CONTENT_ENCODING) {
+            return Err(Reject::upstream(UpstreamFault::BadAnswer, true));
         }
         let mut response = Response::new(Body::Empty);
         if let Some(id) = new_session(exchange, &permit, call.as_ref(), &answer)? {
@@ -202,7 +210,7 @@ impl Gateway {
 }
 
 /// Reads the client's message: once, strictly, and with the headers that repeat parts of it. None for a GET or DELETE.
-async fn decode(exchange: &mut Exchange, parts: &Parts, body: Incoming) -> Result<Option<Call>, Reject> {
+async fn decode(exchange: &mut Exchange, parts: &Parts, body: &mut Incoming) -> Result<Option<Call>, Reject> {
     let version = singleton(&parts.headers, &MCP_PROTOCOL_VERSION)?;
     let revision = version.and_then(Revision::parse);
     if exchange.verb != HttpMethod::POST {
@@ -253,7 +261,7 @@ async fn decode(exchange: &mut Exchange, parts: &Parts, body: Incoming) -> Resul
 }
 
 /// Reads the body within its limits of size and time.
-async fn read(mut body: Incoming) -> Result<Bytes, Reject> {
+async fn read(body: &mut Incoming) -> Result<Bytes, Reject> {
     if body.size_hint().lower() > MAX_MESSAGE as u64 {
         return Err(Reject::TooLarge(MAX_MESSAGE));
     }
@@ -280,6 +288,17 @@ async fn read(mut body: Incoming) -> Result<Bytes, Reject> {
             joined.extend_from_slice(&data);
             whole = joined.freeze();
         }
+    }
+}
+
+/// Throws away what else a client sends of a message that was refused, within limits: a connection that is closed on
+/// unread bytes is reset, and the reset overtakes the refusal. Who waits to be told to go on has sent nothing.
+async fn discard(parts: &Parts, body: &mut Incoming) {
+    let until = Instant::now() + DISCARD_TIME;
+    let mut left = MAX_DISCARD;
+    while left > 0 && !body.is_end_stream() && !parts.headers.contains_key(header::EXPECT) {
+        let Ok(Some(Ok(frame))) = timeout_at(until, body.frame()).await else { return };
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
     }
 }
 

@@ -25,6 +25,8 @@ use crate::reject::{Reject, UpstreamFault};
 use crate::state::Current;
 use crate::upstream::Lease;
 
+/// Most bytes of a server's answer, in one piece or as a stream.
+pub const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// A quiet stream says that it is alive this often, for the intermediaries on its way.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 /// How often an open stream looks whether it may stay open.
@@ -113,6 +115,8 @@ pub struct Relay {
     /// Wakes for the earliest of: idle, total, keep-alive, look.
     timer: Pin<Box<Sleep>>,
     revision: u64,
+    /// Bytes of the server.
+    came: usize,
     heard: Instant,
     said: Instant,
     /// The server has asked the client something and may wait for a person.
@@ -134,6 +138,7 @@ impl Relay {
             out: VecDeque::new(),
             timer: Box::pin(tokio::time::sleep_until(now)),
             revision,
+            came: 0,
             heard: now,
             said: now,
             asked: false,
@@ -167,7 +172,11 @@ impl Relay {
                 Poll::Ready(Some(Ok(frame))) => {
                     self.heard = Instant::now();
                     if let Ok(data) = frame.into_data() {
+                        self.came = self.came.saturating_add(data.len());
                         self.decoder.push(data);
+                    }
+                    if self.came > MAX_ANSWER && matches!(self.terms.purpose, Purpose::Answer(..)) {
+                        self.fail(UpstreamFault::TooLarge);
                     }
                 }
                 Poll::Ready(Some(Err(_))) => self.broke_off(false),
