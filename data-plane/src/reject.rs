@@ -325,3 +325,6 @@ impl Reject {
         response
     }
 }
+
+#[cfg(test)]
+mod tests;
