@@ -7,6 +7,10 @@
     reason = "a test fails by panicking"
 )]
 
+mod auth;
 mod call;
 mod eras;
 mod harness;
+mod hostile;
+mod resilience;
+mod streaming;

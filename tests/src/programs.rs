@@ -313,6 +313,8 @@ pub struct DataPlaneOptions {
     /// None: `default`.
     pub group: Option<String>,
     pub workers: usize,
+    /// A seeded one listens on every address instead of loopback alone.
+    pub public: bool,
     /// More flags.
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
@@ -322,7 +324,15 @@ pub struct DataPlaneOptions {
 
 impl Default for DataPlaneOptions {
     fn default() -> Self {
-        Self { name: None, group: None, workers: 1, args: Vec::new(), env: Vec::new(), cpu: None }
+        Self {
+            name: None,
+            group: None,
+            workers: 1,
+            public: false,
+            args: Vec::new(),
+            env: Vec::new(),
+            cpu: None,
+        }
     }
 }
 
@@ -367,7 +377,8 @@ impl DataPlane {
         seed(dir.path());
         // The discard port, where nothing listens.
         let (control_plane, token_file) = ("http://127.0.0.1:9".to_owned(), dir.path().join("proxy.token"));
-        let any = ["127.0.0.1:0"; 2].map(str::to_owned);
+        let mcp = if options.public { "0.0.0.0:0" } else { "127.0.0.1:0" };
+        let any = [mcp, "127.0.0.1:0"].map(str::to_owned);
         let (program, announced) = Self::launch(&options, dir.path(), &control_plane, &token_file, any).await;
         let DataPlaneAnnounced { mcp, admin, proxy_id } = announced;
         Self { program, mcp, admin, proxy_id, control_plane, token_file, options, dir }

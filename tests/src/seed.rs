@@ -219,6 +219,11 @@ impl Seeded {
         Self::proxy(&self.seed, DataPlaneOptions::default()).await
     }
 
+    /// One that listens on every address, not on loopback alone.
+    pub async fn public(options: DataPlaneOptions) -> Self {
+        Self::made(DataPlaneOptions { public: true, ..options }, |_| {}, |_, _| {}).await
+    }
+
     async fn proxy(seed: &Seed, options: DataPlaneOptions) -> DataPlane {
         let mut proxy = DataPlane::start_seeded(|dir| seed.save(dir), options).await;
         proxy.ready().await;
