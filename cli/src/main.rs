@@ -68,7 +68,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             output::line(String::from_utf8_lossy(&script).trim_end())
         }
         Command::Version => print(global.output, &Version { version: env!("CARGO_PKG_VERSION") }),
-        Command::DemoServer { addr } => up::demo_server(addr).await,
+        Command::DemoServer { addr } => up::demo::run_alone(addr).await,
         Command::Child { parent, program } => up::child::become_program(parent, &program),
     }
 }

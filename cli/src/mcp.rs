@@ -171,11 +171,16 @@ fn refused() -> Failure {
 }
 
 fn rpc_failure(error: &ErrorData, server: &str) -> Failure {
-    let reason = error.data.as_ref().and_then(|data| data.get("reason")).and_then(Value::as_str);
-    let reason = reason.map(|reason| format!(", reason {reason}")).unwrap_or_default();
+    let data = |name: &str| error.data.as_ref()?.get(name)?.as_str().map(clean);
+    let reason = data("reason").map(|reason| format!(", reason {reason}")).unwrap_or_default();
     let message = clean(&error.message);
-    Failure::failed(format!("server {server} answers: {message} (code {}{reason})", error.code.0))
-        .next("See the servers with `wafflectl server list`, what happened with `wafflectl audit search`.")
+    let failure =
+        Failure::failed(format!("server {server} answers: {message} (code {}{reason})", error.code.0));
+    // Only a refusal by Waffles itself carries an id.
+    match data("request_id") {
+        Some(id) => failure.next(format!("See what happened with `wafflectl audit search --id {id}`.")),
+        None => failure.next(format!("See what happened with `wafflectl audit search --server {server}`.")),
+    }
 }
 
 fn sending_failure(error: &(dyn std::error::Error + 'static), server: &str) -> Failure {

@@ -6,37 +6,29 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
-use waffles_proto::auth::v1::auth_service_client::AuthServiceClient;
-use waffles_proto::auth::v1::{CreateApiKeyRequest, GetSelfRequest, LoginRequest};
-use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
-use waffles_proto::registry::v1::{
-    CreateServerRequest, Endpoint, GetServerRequest, ServerSpec, Transport, UpdateServerRequest,
-};
 
 use crate::args::{Format, Global, UpArgs};
-use crate::client::{Client, Link};
+use crate::client::Client;
 use crate::context::{Store, make_private_folder};
-use crate::failure::{Failure, is_missing};
-use crate::mcp::{self, Era};
+use crate::failure::Failure;
 use crate::output::shape::{Admin, AdminPorts, Up};
 use crate::output::{Shape, line, print, print_one};
 use child::{Child, Program};
+use first::{ADMIN, Credential};
 
 pub(crate) mod child;
+pub(crate) mod demo;
+mod first;
 
 /// The context that `up` writes.
 const CONTEXT: &str = "local";
-const DEMO: &str = "demo";
-const ADMIN: &str = "admin@localhost";
 /// How long the data plane may take to serve what it is told to.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
@@ -78,12 +70,12 @@ struct DataPlane {
 pub(crate) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let home = Home::open(&args.data_dir)?;
-    let listener = if args.demo { Some(demo_listener(&home).await?) } else { None };
-    let demo_url = listener.as_ref().map(demo_url).transpose()?;
+    let listener = if args.demo { Some(demo::listen(&home.path).await?) } else { None };
+    let demo_url = listener.as_ref().map(demo::address).transpose()?;
     let mut demo = pin!(async {
         match listener {
             Some(listener) => {
-                log_demo(&home.log("demo"))?;
+                demo::log_to(&home.log("demo"))?;
                 crate::demo::serve(listener, std::future::pending()).await
             }
             None => std::future::pending().await,
@@ -264,11 +256,11 @@ impl Starter<'_> {
         let ready = async {
             if let Some(demo) = &self.demo_url {
                 let link = Client::link(&up.grpc, Some(&credential.key)).await?;
-                register_demo(link, demo).await?;
+                demo::register(link, demo).await?;
             }
             until_ready(listening.admin).await?;
             if self.demo_url.is_some() {
-                until_served(&up.mcp, &credential.key).await?;
+                demo::until_served(&up.mcp, &credential.key).await?;
             }
             anyhow::Ok(())
         };
@@ -349,30 +341,18 @@ impl Starter<'_> {
         control_plane: &Path,
     ) -> anyhow::Result<Credential> {
         if let Some(Bootstrap { email, password }) = &announced.bootstrap {
-            return first_key(grpc, email, password).await;
+            return first::made(grpc, email, password).await;
         }
         let context = self.store().load()?.contexts.remove(self.context_name());
         if let Some(key) = context.and_then(|context| context.api_key) {
-            let link = Client::link(grpc, Some(&key)).await?;
-            return match AuthServiceClient::new(link).get_self(GetSelfRequest {}).await {
-                Ok(_) => Ok(Credential { key, password: None, email: ADMIN.to_owned(), is_new: false }),
-                Err(status) if status.code() == tonic::Code::Unauthenticated => {
-                    let path = self.store().path().display().to_string();
-                    Err(Failure::failed(format!("the API key in {path} is not good for this database"))
-                        .next(format!(
-                            "Move {path} away: the next `wafflectl up` makes a new key, and a new admin password."
-                        ))
-                        .into())
-                }
-                Err(status) => Err(Failure::from(status).into()),
-            };
+            return first::kept(grpc, key, &self.store()).await;
         }
         let mut program = self.control_plane_program(control_plane);
         program.args.insert(0, "admin-password".into());
         let printed = program.output().await?;
         let password = printed.lines().map(str::trim).rfind(|line| !line.is_empty());
         let password = password.context("the control plane printed no new admin password")?;
-        first_key(grpc, ADMIN, &password.into()).await
+        first::made(grpc, ADMIN, &password.into()).await
     }
 
     fn write_context(&self, up: &Up, credential: &Credential) -> anyhow::Result<()> {
@@ -438,71 +418,6 @@ fn indented(text: &str) -> String {
     lines.join("\n")
 }
 
-/// The key in use, and what of it was made just now.
-struct Credential {
-    key: SecretString,
-    email: String,
-    password: Option<SecretString>,
-    is_new: bool,
-}
-
-async fn first_key(grpc: &str, email: &str, password: &SecretString) -> anyhow::Result<Credential> {
-    let mut identity = AuthServiceClient::new(Client::link(grpc, None).await?);
-    let request = LoginRequest {
-        email: email.to_owned(),
-        password: password.expose_secret().to_owned(),
-        tenant: String::new(),
-    };
-    let answer = identity.login(request).await.map_err(Failure::from)?.into_inner();
-    let access = SecretString::from(answer.tokens.unwrap_or_default().access_token);
-    let mut identity = AuthServiceClient::new(Client::link(grpc, Some(&access)).await?);
-    let request = CreateApiKeyRequest { name: "wafflectl up".to_owned(), ..CreateApiKeyRequest::default() };
-    let answer = identity.create_api_key(request).await.map_err(Failure::from)?.into_inner();
-    Ok(Credential {
-        key: answer.secret.into(),
-        email: email.to_owned(),
-        password: Some(password.clone()),
-        is_new: true,
-    })
-}
-
-/// Registers the demo server, or tells the registry where it is now. Whether it is enabled stays as it was.
-async fn register_demo(link: Link, url: &str) -> anyhow::Result<()> {
-    let mut registry = RegistryServiceClient::new(link);
-    let endpoints = vec![Endpoint { url: url.to_owned(), weight: 1 }];
-    match registry.get_server(GetServerRequest { name: DEMO.to_owned() }).await {
-        Ok(answer) => {
-            let server = answer.into_inner().server.unwrap_or_default();
-            let mut spec = server.spec.unwrap_or_default();
-            if spec.endpoints == endpoints {
-                return Ok(());
-            }
-            spec.endpoints = endpoints;
-            spec.credential = None;
-            let request = UpdateServerRequest { spec: Some(spec), version: server.version };
-            registry.update_server(request).await.map_err(Failure::from)?;
-        }
-        Err(status) if is_missing(&status) => {
-            let spec = ServerSpec {
-                name: DEMO.to_owned(),
-                description: "The demo server of `wafflectl up --demo`".to_owned(),
-                tags: vec![DEMO.to_owned()],
-                transport: Transport::Auto.into(),
-                endpoints,
-                ..ServerSpec::default()
-            };
-            let request = CreateServerRequest { spec: Some(spec), disabled: false };
-            registry.create_server(request).await.map_err(|status| {
-                let failure = Failure::from(status);
-                let message = format!("cannot register the demo server: {failure}");
-                Failure::failed(message).next("Start without --demo.")
-            })?;
-        }
-        Err(status) => return Err(Failure::from(status).into()),
-    }
-    Ok(())
-}
-
 /// Waits until the data plane says that it serves a configuration.
 async fn until_ready(admin: SocketAddr) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?;
@@ -517,24 +432,6 @@ async fn until_ready(admin: SocketAddr) -> anyhow::Result<()> {
         if Instant::now() > end {
             let message = format!("the data plane is not ready after {READY_LIMIT:?} ({said})");
             return Err(Failure::failed(message).next("See the logs in the data folder.").into());
-        }
-        tokio::time::sleep(POLL).await;
-    }
-}
-
-/// Waits until a call through the data plane reaches the demo server.
-async fn until_served(mcp: &str, key: &SecretString) -> anyhow::Result<()> {
-    let end = Instant::now() + READY_LIMIT;
-    loop {
-        let error = match mcp::connect(mcp, DEMO, key, Era::Stateless).await {
-            Ok(peer) => {
-                peer.close().await;
-                return Ok(());
-            }
-            Err(error) => error,
-        };
-        if Instant::now() > end {
-            return Err(error.context("the demo server is not served"));
         }
         tokio::time::sleep(POLL).await;
     }
@@ -580,40 +477,4 @@ fn admin_addr(own: SocketAddr, port: u16) -> SocketAddr {
 
 fn flags<const N: usize>(flags: [(&str, OsString); N]) -> Vec<OsString> {
     flags.into_iter().flat_map(|(flag, value)| [flag.into(), value]).collect()
-}
-
-/// The demo's socket, on the port of last time if that is free.
-async fn demo_listener(home: &Home) -> anyhow::Result<TcpListener> {
-    let path = home.path.join("demo.port");
-    let last = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u16>().ok());
-    let listener = match TcpListener::bind(("127.0.0.1", last.unwrap_or(0))).await {
-        Ok(listener) => listener,
-        Err(_) => TcpListener::bind(("127.0.0.1", 0)).await.context("cannot listen for the demo server")?,
-    };
-    let port = listener.local_addr()?.port();
-    std::fs::write(&path, format!("{port}\n")).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(listener)
-}
-
-fn demo_url(listener: &TcpListener) -> anyhow::Result<String> {
-    Ok(format!("{}/mcp", url(listener.local_addr()?)))
-}
-
-fn log_demo(path: &Path) -> anyhow::Result<()> {
-    let file = OpenOptions::new().create(true).append(true).open(path);
-    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-    let filter = tracing_subscriber::EnvFilter::new("warn,wafflectl=info");
-    let log = tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(Arc::new(file));
-    log.try_init().map_err(|error| anyhow::anyhow!(error))
-}
-
-/// `demo-server`: the demo alone, for tests.
-pub(crate) async fn demo_server(addr: SocketAddr) -> anyhow::Result<()> {
-    let mut signals = Signals::new()?;
-    let filter = tracing_subscriber::EnvFilter::new("warn,wafflectl=info");
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    log.try_init().map_err(|error| anyhow::anyhow!(error))?;
-    let listener = TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
-    line(&serde_json::json!({ "url": demo_url(&listener)? }).to_string())?;
-    crate::demo::serve(listener, async move { signals.next().await }).await
 }

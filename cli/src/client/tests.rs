@@ -1,3 +1,5 @@
+//! Sessions that end, and contexts that are refused.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
