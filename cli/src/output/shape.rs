@@ -770,3 +770,6 @@ pub(crate) struct Admin {
     pub(crate) email: String,
     pub(crate) password: Option<String>,
 }
+
+#[cfg(test)]
+mod tests;
