@@ -152,6 +152,8 @@ impl From<sqlx::Error> for Error {
             | sqlx::Error::Tls(_)
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
+            // An answer that breaks off, as while a connection is made to a server that stops.
+            | sqlx::Error::Protocol(_)
             | sqlx::Error::WorkerCrashed => true,
             sqlx::Error::Database(database) => database.code().is_some_and(|code| is_passing(&code)),
             _ => false,
