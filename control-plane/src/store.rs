@@ -244,9 +244,12 @@ where
 /// Whether the fault lies with the connection or the server's state, not with the statement.
 pub fn is_connection_loss(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => {
-            true
-        }
+        // A server that hangs up in the middle of a handshake reads as one that breaks the protocol.
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::WorkerCrashed => true,
         // Class 08 is a connection exception; 57P01 to 57P03 are a server that stops or starts.
         sqlx::Error::Database(db) => db
             .code()

@@ -11,6 +11,9 @@ use super::{Db, Tx, on_db, on_tx, read};
 /// Rows a statement; 31 values each stay below the limits of both databases.
 const ROWS: usize = 500;
 
+/// Names the lock under which partitions are made: "waffles" and a number.
+const PARTITIONS: i64 = 0x7761_6666_6c65_7301;
+
 /// The columns of an event, in the order of [`EventRow`].
 const COLUMNS: &str = "position, id, tenant, occurred_at, action, outcome, principal_id, principal_name, api_key_id,
     client_ip, client_name, protocol_version, server_id, server_name, target, rule, reason, http_status, rpc_code,
@@ -274,16 +277,19 @@ pub async fn make_partition(db: &Db, month: DateTime<Utc>) -> sqlx::Result<bool>
     let Db::Pg(pool) = db else { return Ok(false) };
     let Some((name, from, to)) = partition(month) else { return Ok(false) };
     // Asking first spares the parent a lock that every insert would wait for.
-    let there: bool =
-        sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(&name).fetch_one(pool).await?;
-    if there {
+    const THERE: &str = "SELECT to_regclass($1) IS NOT NULL";
+    if sqlx::query_scalar(THERE).bind(&name).fetch_one(pool).await? {
         return Ok(false);
     }
+    // IF NOT EXISTS does not hold between two replicas that make it at the same moment.
+    let mut tx = pool.begin().await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(PARTITIONS).execute(&mut *tx).await?;
     let sql = format!(
         "CREATE TABLE IF NOT EXISTS {name} PARTITION OF audit_events FOR VALUES FROM ('{from}') TO ('{to}')"
     );
     // Made of numbers only.
-    sqlx::query(sqlx::AssertSqlSafe(sql)).execute(pool).await?;
+    sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut *tx).await?;
+    tx.commit().await?;
     Ok(true)
 }
 

@@ -24,6 +24,8 @@ pub struct Proxy {
     pub id: Uuid,
     pub to: mpsc::Sender<pb::StreamRequest>,
     pub from: Streaming<pb::StreamResponse>,
+    /// Names of the servers that it was ever told.
+    servers: Vec<String>,
 }
 
 /// A whole update.
@@ -64,7 +66,7 @@ impl Proxy {
         let request = with_bearer(ReceiverStream::new(requests), token);
         let from =
             DiscoveryServiceClient::new(plane.channel().await).stream(request).await.unwrap().into_inner();
-        Self { id, to, from }
+        Self { id, to, from, servers: Vec::new() }
     }
 
     pub async fn update(&mut self) -> Update {
@@ -80,6 +82,7 @@ impl Proxy {
             update.resources.extend(chunk.resources);
             update.removed.extend(chunk.removed);
             if chunk.last {
+                self.servers.extend(update.servers().into_iter().map(|server| server.0));
                 return update;
             }
         }
@@ -94,6 +97,10 @@ impl Proxy {
         let rejections = vec![pb::Rejection { resource: Some(resource), reason: reason.into() }];
         let nack = pb::Nack { nonce: update.nonce.clone(), revision: update.revision, rejections };
         self.to.send(pb::StreamRequest { message: Some(Message::Nack(nack)) }).await.unwrap();
+    }
+
+    pub fn lacks(&self, server: &str) -> bool {
+        !self.servers.iter().any(|name| name == server)
     }
 
     pub async fn is_quiet(&mut self) {
@@ -313,4 +320,66 @@ async fn what_one_replica_writes_every_replica_tells() {
     writer.stop().await;
     teller.stop().await;
     database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_herd_that_comes_at_once_is_served_from_memory() {
+    for database in Database::all().await {
+        let plane = Plane::start(&database).await;
+        let admin = plane.sign_in().await;
+        create(&admin, "one").await;
+        let token = database.token();
+        // Each proxy has a connection of its own, as in life.
+        let come = async |_| {
+            let mut proxy = Proxy::connect(&plane, &token, pb::Hello::default()).await;
+            let first = proxy.update().await;
+            proxy.ack(&first).await;
+            (proxy, first)
+        };
+        let before = tokio::time::Instant::now();
+        let herd = futures_util::future::join_all((0..300).map(come)).await;
+        assert!(before.elapsed() < SOON, "took {:?}", before.elapsed());
+        assert!(herd.iter().all(|(_, first)| first.full));
+        let mut client = ProxyServiceClient::new(admin.channel.clone());
+        eventually(async || {
+            let request = proxy_pb::ListProxiesRequest { page_size: 500, cursor: String::new() };
+            let list = client.clone().list_proxies(admin.ask(request)).await.unwrap().into_inner();
+            let current = |p: &&proxy_pb::Proxy| p.connected && p.acknowledged_revision > 0;
+            (list.proxies.iter().filter(current).count() == 300).then_some(())
+        })
+        .await;
+        // Pages of proxies with one name lose none.
+        let (mut seen, mut cursor) = (std::collections::HashSet::new(), String::new());
+        loop {
+            let request = proxy_pb::ListProxiesRequest { page_size: 70, cursor };
+            let page = client.list_proxies(admin.ask(request)).await.unwrap().into_inner();
+            seen.extend(page.proxies.into_iter().map(|proxy| proxy.id));
+            cursor = page.next_cursor;
+            if cursor.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(seen.len(), 300);
+        drop(herd);
+        plane.stop().await;
+        database.drop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_start_together_on_an_empty_database_agree() {
+    for database in Database::all().await {
+        let planes = futures_util::future::join_all((0..3).map(|_| Plane::start(&database))).await;
+        assert_eq!(planes.iter().filter(|plane| plane.password.is_some()).count(), 1);
+        let mut lineages = std::collections::HashSet::new();
+        for plane in &planes {
+            let mut proxy = Proxy::connect(plane, &database.token(), pb::Hello::default()).await;
+            lineages.insert(proxy.update().await.lineage);
+        }
+        assert_eq!(lineages.len(), 1);
+        for plane in planes {
+            plane.stop().await;
+        }
+        database.drop().await;
+    }
 }

@@ -100,6 +100,10 @@ async fn a_database_that_hangs_or_is_gone_takes_nothing_down_with_it() {
     let mut proxy = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
     let mut held = proxy.update().await;
     proxy.ack(&held).await;
+    while proxy.lacks("one") {
+        held = proxy.update().await;
+        proxy.ack(&held).await;
+    }
     let (id, spool) = (Uuid::now_v7(), Uuid::now_v7());
     let (mut upload, _) = Upload::open(&plane, &database.token(), id, spool).await;
 
