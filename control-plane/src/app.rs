@@ -255,6 +255,7 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
     let secrets = Secrets::load(&config.secrets.master_key)?;
     let db = open_database(config, &secrets).await?;
     upkeep::make_partitions(&db, Utc::now()).await?;
+    tracing::info!(database = db.kind(), "the database is up to date");
     db.close().await;
     Ok(())
 }
@@ -286,6 +287,7 @@ pub async fn new_lineage(config: &Config) -> anyhow::Result<()> {
     )
     .await?;
     tx.commit().await?;
+    tracing::info!(lineage, "proxies will be sent everything");
     db.close().await;
     Ok(())
 }

@@ -10,13 +10,12 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use sqlx::types::Json;
 use uuid::Uuid;
-use waffles_core::audit::micros;
+use waffles_core::audit::{clean, micros};
 use waffles_core::policy::Permission;
 use waffles_core::wire;
 use waffles_proto::{audit::v1 as audit_pb, discovery::v1 as pb};
 use waffles_runtime::task::{Driver, Poker, Task};
 
-use crate::audit::clean;
 use crate::authz::OpCtx;
 use crate::discovery::{Discovery, Update};
 use crate::error::Error;

@@ -7,7 +7,7 @@ use chrono::Utc;
 use serde_json::json;
 use uuid::Uuid;
 use waffles_core::FieldError;
-use waffles_core::audit::micros;
+use waffles_core::audit::{clean, micros};
 use waffles_core::policy::Permission;
 use waffles_core::seal::SealRing;
 use waffles_core::server::{Credential, Server, Spec};
@@ -222,7 +222,7 @@ fn know(ctx: &OpCtx, name: &str) -> Result<(), Error> {
 }
 
 fn missing(name: &str) -> Error {
-    Error::NotFound(format!("server {}", audit::clean(name, 64)))
+    Error::NotFound(format!("server {}", clean(name, 64)))
 }
 
 fn kind_of(credential: &Credential) -> &'static str {

@@ -15,6 +15,7 @@ mod discovery;
 mod doors;
 mod outage;
 mod registry;
+mod store;
 
 use std::path::PathBuf;
 use std::time::Duration;
