@@ -383,3 +383,53 @@ async fn replicas_that_start_together_on_an_empty_database_agree() {
         database.drop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_is_told_at_once_and_is_not_in_a_new_state() {
+    use waffles_proto::auth::v1 as auth;
+    use waffles_proto::auth::v1::auth_service_client::AuthServiceClient;
+    for database in Database::all().await {
+        let plane = Plane::start(&database).await;
+        let admin = plane.sign_in().await;
+        let mut keys = AuthServiceClient::new(admin.channel.clone());
+        let request = auth::CreateApiKeyRequest { name: "k".into(), ..Default::default() };
+        let made = keys.create_api_key(admin.ask(request)).await.unwrap().into_inner().api_key.unwrap();
+        let mut proxy = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
+        let find = |update: &Update| {
+            update.resources.iter().find_map(|resource| match resource.kind.as_ref()? {
+                pb::resource::Kind::ApiKey(key) => key.api_key.clone().filter(|key| key.id == made.id),
+                _ => None,
+            })
+        };
+        let mut update = proxy.update().await;
+        while find(&update).is_none() {
+            proxy.ack(&update).await;
+            update = proxy.update().await;
+        }
+        assert!(find(&update).unwrap().revoked_at.is_none());
+        proxy.ack(&update).await;
+
+        let before = tokio::time::Instant::now();
+        keys.revoke_api_key(admin.ask(auth::RevokeApiKeyRequest { id: made.id.clone() })).await.unwrap();
+        let told = proxy.update().await;
+        assert!(before.elapsed() < Duration::from_secs(1));
+        let gone = told.removed.iter().any(|gone| gone.id == made.id);
+        assert!(gone || find(&told).is_some_and(|key| key.revoked_at.is_some()), "{told:?}");
+        proxy.ack(&told).await;
+        drop(proxy);
+        plane.stop().await;
+
+        // A control plane that is started anew tells it to whoever missed it, as gone.
+        let plane = Plane::start(&database).await;
+        let held =
+            pb::Hello { lineage: update.lineage.clone(), revision: update.revision, ..Default::default() };
+        let mut late = Proxy::connect(&plane, &database.token(), held).await;
+        let missed = late.update().await;
+        assert!(!missed.full && missed.removed.iter().any(|gone| gone.id == made.id), "{missed:?}");
+        let mut new = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
+        assert!(find(&new.update().await).is_none());
+        drop((late, new));
+        plane.stop().await;
+        database.drop().await;
+    }
+}
