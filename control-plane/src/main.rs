@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use waffles_control_plane::config::{Command, Config};
 use waffles_control_plane::{app, rest};
-use waffles_runtime::{telemetry, tls};
+use waffles_runtime::{memory, telemetry, tls};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    memory::small_pages();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -79,8 +79,8 @@ struct Exchange {
 /// A client's message, read once.
 struct Call {
     message: Message,
-    /// None for an answer to the server's own request.
-    head: Option<Head>,
+    /// None for an answer to the server's own request. Boxed, because it is large and passes through many hands.
+    head: Option<Box<Head>>,
 }
 
 impl Gateway {
@@ -113,7 +113,7 @@ impl Gateway {
         check_singletons(&parts.headers)?;
         let identity = self.authenticate(exchange, parts)?;
         let call = decode(exchange, parts, body).await?;
-        let head = call.as_ref().and_then(|call| call.head.as_ref());
+        let head = call.as_ref().and_then(|call| call.head.as_deref());
         let entry = resolve(exchange, door, &identity)?;
         let permit = Permit::authorize(&identity, &entry, head)?;
         exchange.record.note_rule(permit.rule());
@@ -243,7 +243,7 @@ async fn decode(exchange: &mut Exchange, parts: &Parts, body: &mut Incoming) -> 
         exchange.record.note_message(None, version.unwrap_or_default(), size);
         return Ok(Some(Call { message, head: None }));
     }
-    let head = head(&message)?;
+    let head = Box::new(head(&message)?);
     let stated = head.meta_version.as_deref().or(version).or(head.protocol_version.as_deref());
     exchange.record.note_message(Some(&head), stated.unwrap_or(Revision::ASSUMED.as_str()), size);
     exchange.modern = head.is_modern() || revision.is_some_and(Revision::is_modern);
@@ -339,7 +339,7 @@ fn translate(exchange: &Exchange, parts: &Parts, call: Option<&Call>, session: O
     if call.is_some() {
         to.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
-    let head = call.and_then(|call| call.head.as_ref());
+    let head = call.and_then(|call| call.head.as_deref());
     if let (true, Some(head)) = (exchange.modern, head) {
         headers::write(head, Revision::LATEST, &mut to);
         for (name, value) in &parts.headers {
@@ -464,14 +464,15 @@ fn content_type(headers: &HeaderMap) -> &str {
 
 /// Whether the client takes all of these.
 fn accepts(headers: &HeaderMap, wanted: &[&str]) -> bool {
-    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let listed: Vec<&str> = values
-        .flat_map(|value| value.split(','))
-        .map(|range| range.split(';').next().unwrap_or_default().trim())
-        .collect();
-    listed.is_empty()
-        || wanted.iter().all(|wanted| {
-            let (kind, _) = wanted.split_once('/').unwrap_or((wanted, ""));
-            listed.iter().any(|range| range == wanted || *range == "*/*" || *range == format!("{kind}/*"))
-        })
+    let listed = || {
+        let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        values
+            .flat_map(|value| value.split(','))
+            .map(|range| range.split(';').next().unwrap_or_default().trim())
+    };
+    let covers = |range: &str, wanted: &str| match range.strip_suffix("/*") {
+        Some(kind) => kind == "*" || wanted.split('/').next() == Some(kind),
+        None => range == wanted,
+    };
+    listed().next().is_none() || wanted.iter().all(|wanted| listed().any(|range| covers(range, wanted)))
 }

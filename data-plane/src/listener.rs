@@ -115,7 +115,7 @@ impl Listener {
             };
             let (server, http) = (Arc::clone(&self.server), Arc::clone(&http));
             let (tls, drain) = (self.tls.clone(), drain.clone());
-            task::spawn("connection", async move {
+            task::spawn_hot(async move {
                 let (_seat, _hold) = (seat, drain.hold());
                 match tls {
                     None => serve(&http, Watched::new(stream), peer, server, &drain).await,

@@ -3,12 +3,13 @@
 use clap::Parser as _;
 use mimalloc::MiMalloc;
 use waffles_data_plane::{app, config::Config};
-use waffles_runtime::{telemetry, tls};
+use waffles_runtime::{memory, telemetry, tls};
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> anyhow::Result<()> {
+    memory::small_pages();
     let config = Config::parse();
     telemetry::init(&config.log())?;
     tls::install_provider();

@@ -13,6 +13,7 @@ use waffles_runtime::outbound::OutboundPolicy;
 use crate::permit::Permit;
 use crate::reject::Reject;
 
+use http::Failed;
 pub use http::{Lease, collect};
 pub use pool::Pool;
 
@@ -64,15 +65,19 @@ impl Upstream {
     pub async fn call(&self, permit: &Permit, outgoing: Outgoing) -> Result<Answer, Reject> {
         let prepared = self.pool.prepare(permit.entry())?;
         let timeouts = permit.entry().server.spec.timeouts;
-        let mut last = None;
-        for endpoint in prepared.order(outgoing.endpoint) {
-            match http::attempt(&self.pool, &prepared, endpoint, &outgoing, &timeouts).await {
+        let endpoints = prepared.order(outgoing.endpoint);
+        let mut request = prepared.request(outgoing);
+        // A session whose endpoint is gone has no other to go to.
+        let mut last = Reject::UnknownSession;
+        for endpoint in endpoints {
+            match http::attempt(&self.pool, &prepared, endpoint, request, &timeouts).await {
                 Ok(answer) => return Ok(answer),
-                Err(reject) if reject.retryable() => last = Some(reject),
-                Err(reject) => return Err(reject),
+                Err(Failed { reject, unsent: Some(unsent) }) if reject.retryable() => {
+                    (last, request) = (reject, unsent);
+                }
+                Err(failed) => return Err(failed.reject),
             }
         }
-        // A session whose endpoint is gone has no other to go to.
-        Err(last.unwrap_or(Reject::UnknownSession))
+        Err(last)
     }
 }

@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod drain;
 pub mod listen;
+pub mod memory;
 pub mod outbound;
 mod process;
 pub mod task;

@@ -27,17 +27,29 @@ where
 {
     // At error level, so that no log filter takes the name away.
     let span = tracing::error_span!("task", task.name = name);
-    let guarded = async move {
-        match AssertUnwindSafe(future).catch_unwind().await {
-            Ok(output) => output,
-            Err(panic) => {
-                report_panic(panic.as_ref());
-                std::panic::resume_unwind(panic)
-            }
-        }
-    };
     #[allow(clippy::disallowed_methods, reason = "this is the one place that may")]
-    tokio::spawn(guarded.instrument(span))
+    tokio::spawn(guarded(future).instrument(span))
+}
+
+/// Like [`spawn`], for a task that is woken for every message that passes: it carries no span, since entering one
+/// costs more than some of those messages. What it logs says itself what it is about.
+pub fn spawn_hot<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    #[allow(clippy::disallowed_methods, reason = "this is the other place that may")]
+    tokio::spawn(guarded(future))
+}
+
+async fn guarded<F: Future>(future: F) -> F::Output {
+    match AssertUnwindSafe(future).catch_unwind().await {
+        Ok(output) => output,
+        Err(panic) => {
+            report_panic(panic.as_ref());
+            std::panic::resume_unwind(panic)
+        }
+    }
 }
 
 /// How many panics tasks of this process have had.

@@ -7,16 +7,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Request, header};
+use http::header;
 use http_body::{Body, Frame};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 use waffles_core::server::Timeouts;
 use waffles_runtime::task;
 
-use super::pool::{Connection, Pool, Prepared};
-use super::{Answer, Outgoing};
+use super::Answer;
+use super::pool::{Connection, Outbound, Pool, Prepared};
 use crate::reject::{Reject, UpstreamFault};
 
 /// How long the rest of a body that nobody wants may take before its connection is closed instead of used again.
@@ -31,30 +31,38 @@ pub struct Lease {
     endpoint: u16,
 }
 
+/// An attempt that came to nothing.
+pub(super) struct Failed {
+    /// Why.
+    pub(super) reject: Reject,
+    /// The request, where nothing of it was written.
+    pub(super) unsent: Option<Outbound>,
+}
+
+impl Failed {
+    fn unsent(fault: UpstreamFault, request: Outbound) -> Self {
+        Self { reject: Reject::upstream(fault, false), unsent: Some(request) }
+    }
+
+    fn sent(fault: UpstreamFault) -> Self {
+        Self { reject: Reject::upstream(fault, true), unsent: None }
+    }
+}
+
 /// Sends the message over a waiting connection, or over a fresh one where there is none or where the waiting one was
 /// closed before anything was written to it.
 pub(super) async fn attempt(
     pool: &Arc<Pool>,
     prepared: &Arc<Prepared>,
     endpoint: u16,
-    outgoing: &Outgoing,
+    mut request: Outbound,
     timeouts: &Timeouts,
-) -> Result<Answer, Reject> {
-    let target = prepared
-        .targets
-        .get(usize::from(endpoint))
-        .ok_or(Reject::upstream(UpstreamFault::Unreachable, false))?;
-    let mut request = Request::new(Full::new(outgoing.body.clone()));
-    *request.method_mut() = outgoing.method.clone();
+) -> Result<Answer, Failed> {
+    let Some(target) = prepared.targets.get(usize::from(endpoint)) else {
+        return Err(Failed::unsent(UpstreamFault::Unreachable, request));
+    };
     *request.uri_mut() = target.uri.clone();
-    let headers = request.headers_mut();
-    headers.clone_from(&outgoing.headers);
-    headers.insert(header::HOST, target.host_header.clone());
-    headers
-        .insert(header::USER_AGENT, HeaderValue::from_static(concat!("waffles/", env!("CARGO_PKG_VERSION"))));
-    if let Some((name, value)) = &prepared.credential {
-        headers.insert(name.clone(), value.clone());
-    }
+    request.headers_mut().insert(header::HOST, target.host_header.clone());
     loop {
         let (mut connection, fresh) = match pool.take(prepared, endpoint) {
             Some(mut waiting) => match waiting.ready().await {
@@ -63,7 +71,7 @@ pub(super) async fn attempt(
             },
             None => match pool.connect(target, timeouts.connect).await {
                 Ok(connection) => (connection, true),
-                Err(fault) => return Err(Reject::upstream(fault, false)),
+                Err(fault) => return Err(Failed::unsent(fault, request)),
             },
         };
         let sent = connection.try_send_request(request);
@@ -75,10 +83,10 @@ pub(super) async fn attempt(
                     request = unsent;
                     continue;
                 }
-                Some(_) => return Err(Reject::upstream(UpstreamFault::Unreachable, false)),
-                None => return Err(Reject::upstream(UpstreamFault::BrokeOff, true)),
+                Some(unsent) => return Err(Failed::unsent(UpstreamFault::Unreachable, unsent)),
+                None => return Err(Failed::sent(UpstreamFault::BrokeOff)),
             },
-            Err(_) => return Err(Reject::upstream(UpstreamFault::TimedOut, true)),
+            Err(_) => return Err(Failed::sent(UpstreamFault::TimedOut)),
         };
         let (head, incoming) = response.into_parts();
         let body = Lease {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Uri, header};
+use http::{HeaderName, HeaderValue, Request, Uri, header};
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -26,6 +26,7 @@ use waffles_runtime::outbound::{ConnectError, OutboundPolicy};
 use waffles_runtime::tls::ClientTrust;
 use waffles_runtime::{task, telemetry};
 
+use super::Outgoing;
 use crate::reject::{Reject, UpstreamFault};
 
 /// Most waiting connections an endpoint.
@@ -37,6 +38,9 @@ const MAX_HEAD: usize = 64 * 1024;
 
 /// A connection to a server.
 pub(super) type Connection = SendRequest<Full<Bytes>>;
+
+/// A request on its way to a server.
+pub(super) type Outbound = Request<Full<Bytes>>;
 
 /// One endpoint as it is connected to.
 #[derive(Debug)]
@@ -54,7 +58,7 @@ pub(super) struct Target {
 pub(super) struct Prepared {
     entry: Arc<ServerEntry>,
     pub(super) targets: Vec<Target>,
-    pub(super) credential: Option<(HeaderName, HeaderValue)>,
+    credential: Option<(HeaderName, HeaderValue)>,
     turn: AtomicU64,
 }
 
@@ -181,7 +185,7 @@ where
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|_| UpstreamFault::Unreachable)?;
-    task::spawn("upstream connection", async move {
+    task::spawn_hot(async move {
         if let Err(error) = driver.await {
             tracing::debug!(%error, "a connection to a server ended");
         }
@@ -194,6 +198,22 @@ impl Prepared {
         let targets = entry.server.spec.endpoints.iter().map(Target::new).collect::<Option<Vec<_>>>()?;
         let credential = credential(&entry.server.credential)?;
         Some(Self { entry: Arc::clone(entry), targets, credential, turn: AtomicU64::new(0) })
+    }
+
+    /// The request for whichever endpoint: with the server's credential, still without an address.
+    pub(super) fn request(&self, outgoing: Outgoing) -> Outbound {
+        let mut request = Request::new(Full::new(outgoing.body));
+        *request.method_mut() = outgoing.method;
+        let headers = request.headers_mut();
+        *headers = outgoing.headers;
+        headers.insert(
+            header::USER_AGENT,
+            HeaderValue::from_static(concat!("waffles/", env!("CARGO_PKG_VERSION"))),
+        );
+        if let Some((name, value)) = &self.credential {
+            headers.insert(name.clone(), value.clone());
+        }
+        request
     }
 
     /// The endpoints in the order in which they are tried: the pinned one alone, else one by weight, then the others.

@@ -11,8 +11,10 @@ use crc32fast::Hasher;
 use super::files::{SEGMENT_HEAD, segment_path};
 use super::{HEAD, MAX_PAYLOAD, Segment, Spool};
 
-/// Read at once. Any record fits, so that one that does not is damaged.
-const CHUNK: u64 = (HEAD + MAX_PAYLOAD) as u64;
+/// Read at once, as a rule.
+const CHUNK: u64 = 160 << 10;
+/// Read at once where the usual chunk holds no whole record. Any record fits, so that one that does not is damaged.
+const LARGEST: u64 = (HEAD + MAX_PAYLOAD) as u64;
 
 /// A record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,8 +98,25 @@ impl Cursor {
         most: usize,
         most_bytes: usize,
     ) -> io::Result<Vec<Record>> {
+        let before = self.offset;
+        let records = self.take_of(CHUNK, seed, end, through, most, most_bytes)?;
+        if records.is_empty() && self.offset == before && end.saturating_sub(before) > CHUNK {
+            return self.take_of(LARGEST, seed, end, through, most, most_bytes);
+        }
+        Ok(records)
+    }
+
+    fn take_of(
+        &mut self,
+        chunk: u64,
+        seed: &Hasher,
+        end: u64,
+        through: u64,
+        most: usize,
+        most_bytes: usize,
+    ) -> io::Result<Vec<Record>> {
         let Some(file) = &self.file else { return Ok(Vec::new()) };
-        let size = end.saturating_sub(self.offset).min(CHUNK);
+        let size = end.saturating_sub(self.offset).min(chunk);
         let mut chunk = vec![0; usize::try_from(size).expect("a chunk fits into memory")];
         let read = read_full_at(file, &mut chunk, self.offset)?;
         chunk.truncate(read);
