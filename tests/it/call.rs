@@ -1,6 +1,11 @@
 //! One call through a proxy on real sockets: what reaches the server, what comes back, what is written down.
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use http::header;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use uuid::Uuid;
 use waffles_core::audit::Outcome;
@@ -9,7 +14,7 @@ use waffles_core::policy::Permission;
 use waffles_core::server::{Capture, Credential, Server, ToolFilter};
 use waffles_mcp::{Limits, Message};
 use waffles_tests::mcp_client::{Answer, stateless_meta};
-use waffles_tests::{Behaviour, Era, McpClient, Seeded};
+use waffles_tests::{Behaviour, Era, McpClient, Seeded, until};
 
 /// An answer as bytes, but for the one part that differs each time.
 pub(crate) fn masked(answer: &Answer) -> String {
@@ -329,6 +334,16 @@ async fn a_key_narrows_what_its_owner_may_do() {
 }
 
 #[tokio::test]
+async fn a_message_that_is_never_read_is_still_found_in_the_trail() {
+    let waffles = Seeded::start().await;
+    waffles.anonymous().post("{}").await.unwrap();
+    waffles.client().post("{").await.unwrap();
+    let records = waffles.records_of("mcp.none");
+    let outcomes: Vec<Outcome> = records.iter().map(|record| record.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Unauthenticated, Outcome::Invalid]);
+}
+
+#[tokio::test]
 async fn captured_payloads_are_what_the_registration_says() {
     let arguments = json!({"city": "Paris", "api_key": "sk-1", "deep": [{"pin": "1234", "n": 1}]});
     for (capture, kept, gone) in [
@@ -416,5 +431,68 @@ async fn an_answer_carries_only_headers_of_the_gateways_own() {
         names.sort_unstable();
         assert_eq!(names, ["content-length", "content-type", "date"]);
         assert_eq!(answer.headers[header::CONTENT_TYPE], "application/json");
+    }
+}
+
+#[tokio::test]
+async fn a_call_over_http2_is_the_same_and_is_cancelled_by_a_reset() {
+    let waffles = Seeded::start().await;
+    waffles.upstream.on_tool("never", Behaviour::Never);
+    let socket = tokio::net::TcpStream::connect(waffles.proxy.mcp).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let call = |tool: &str| {
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+            "params": {"name": tool, "arguments": {"x": 1}, "_meta": stateless_meta()}});
+        let mut request = http::Request::post(waffles.proxy.server_url("demo"))
+            .body(Full::new(Bytes::from(body.to_string())));
+        let client = waffles.client().with("mcp-protocol-version", Era::Stateless.revision());
+        let client = client.with("mcp-method", "tools/call").with("mcp-name", tool);
+        *request.as_mut().unwrap().headers_mut() = client.headers;
+        request.unwrap()
+    };
+    let answer = sender.send_request(call("echo")).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    let message: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(message["result"]["structuredContent"], json!({"x": 1}));
+
+    let left = tokio::time::timeout(Duration::from_millis(300), sender.send_request(call("never"))).await;
+    assert!(left.is_err());
+    until("the server was told", Duration::from_secs(1), || async { waffles.upstream.abandoned() == 1 })
+        .await;
+    let answer = sender.send_request(call("echo")).await.unwrap();
+    assert_eq!(answer.status(), 200, "the connection goes on");
+    connection.abort();
+}
+
+#[tokio::test]
+async fn no_caller_gets_the_answer_of_another_though_all_use_one_id() {
+    let waffles = Seeded::start().await;
+    waffles.upstream.on_tool("later", Behaviour::Slow(Duration::from_millis(20)));
+    waffles.upstream.on_tool("stream", Behaviour::EchoSse);
+    let callers: Vec<_> = (0..16)
+        .map(|caller| {
+            let client = waffles.client();
+            tokio::spawn(async move {
+                let client = client.of(if caller % 2 == 0 { Era::Stateless } else { Era::Sessions }).await;
+                for number in 0..40 {
+                    let arguments = json!({"caller": caller, "number": number});
+                    let tool = ["echo", "later", "stream"][number % 3];
+                    if number % 7 == 6 {
+                        // Goes away, so that a connection with an answer under way must not be used again.
+                        let soon = Duration::from_millis(5);
+                        drop(tokio::time::timeout(soon, client.call(tool, arguments)).await);
+                        continue;
+                    }
+                    let answer = client.call(tool, arguments.clone()).await.unwrap();
+                    assert_eq!(answer.result()["structuredContent"], arguments);
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
     }
 }

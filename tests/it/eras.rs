@@ -496,6 +496,9 @@ async fn a_servers_refusal_reaches_the_client_as_it_is() {
         let record = waffles.records().pop().unwrap();
         assert_eq!((record.outcome, record.rpc_code), (Outcome::Error, code));
     }
-    let answer = waffles.client().get().await.unwrap();
+    let none = Behaviour::Raw { status: 405, headers: Vec::new(), body: Vec::new().into() };
+    waffles.upstream.on_get(none);
+    assert_eq!(waffles.client().get().await.unwrap().status, 405, "there is no stream to be had");
+    let answer = waffles.client().delete().await.unwrap();
     assert_eq!(answer.status, 400, "a server that wants a session says so itself");
 }

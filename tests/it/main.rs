@@ -9,8 +9,13 @@
 
 mod auth;
 mod call;
+mod clients;
+mod discovery;
 mod eras;
 mod harness;
 mod hostile;
+mod planes;
 mod resilience;
 mod streaming;
+mod tls;
+mod up;
