@@ -64,6 +64,8 @@ impl Record {
     pub fn open(desk: Arc<Desk>, peer: IpAddr, revision: u64) -> Self {
         let id = Uuid::now_v7();
         let mut event = Event::new(id, Utc::now());
+        // Until its message is read; one that never is must still be found among the others.
+        event.action = "mcp.none".into();
         event.client_ip = peer.to_string();
         event.revision = revision;
         event.proxy_id = Some(desk.proxy_id);
