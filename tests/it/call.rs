@@ -13,6 +13,7 @@ use waffles_core::credential::KeyLimits;
 use waffles_core::policy::Permission;
 use waffles_core::server::{Capture, Credential, Server, ToolFilter};
 use waffles_mcp::{Limits, Message};
+use waffles_runtime::task;
 use waffles_tests::mcp_client::{Answer, stateless_meta};
 use waffles_tests::{Behaviour, Era, McpClient, Seeded, until};
 
@@ -441,7 +442,7 @@ async fn a_call_over_http2_is_the_same_and_is_cancelled_by_a_reset() {
     let socket = tokio::net::TcpStream::connect(waffles.proxy.mcp).await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.unwrap();
-    let connection = tokio::spawn(connection);
+    let connection = task::spawn("caller", connection);
     let call = |tool: &str| {
         let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
             "params": {"name": tool, "arguments": {"x": 1}, "_meta": stateless_meta()}});
@@ -475,7 +476,7 @@ async fn no_caller_gets_the_answer_of_another_though_all_use_one_id() {
     let callers: Vec<_> = (0..16)
         .map(|caller| {
             let client = waffles.client();
-            tokio::spawn(async move {
+            task::spawn("caller", async move {
                 let client = client.of(if caller % 2 == 0 { Era::Stateless } else { Era::Sessions }).await;
                 for number in 0..40 {
                     let arguments = json!({"caller": caller, "number": number});

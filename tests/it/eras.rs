@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 use waffles_core::audit::Outcome;
 use waffles_core::credential::KeyLimits;
+use waffles_runtime::task;
 use waffles_tests::mcp_client::{events, initialize, stateless_meta};
 use waffles_tests::{Behaviour, Era, McpClient, Seeded};
 
@@ -464,7 +465,7 @@ async fn a_subscription_stays_open_and_its_messages_pass() {
     let feed = waffles.upstream.on_stream("subscriptions/listen");
     let client = waffles.client().of(Era::Stateless).await;
     let filter = json!({"notifications": {"toolsListChanged": true}});
-    let opened = tokio::spawn({
+    let opened = task::spawn("caller", {
         let client = client.clone();
         async move { client.ask_stream("s1", "subscriptions/listen", filter).await }
     });

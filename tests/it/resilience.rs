@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use waffles_core::audit::Outcome;
 use waffles_core::server::{AuditMode, Endpoint};
+use waffles_runtime::task;
 use waffles_tests::programs::{DataPlaneOptions, free_port};
 use waffles_tests::{Behaviour, Era, McpClient, RawServer, Seeded, eventually, until};
 
@@ -280,7 +281,7 @@ async fn a_broken_server_does_not_hurt_its_neighbour() {
     let hung: Vec<_> = (0..100)
         .map(|_| {
             let stuck = stuck.clone();
-            tokio::spawn(async move { stuck.call("never", json!({})).await })
+            task::spawn("caller", async move { stuck.call("never", json!({})).await })
         })
         .collect();
     waffles.upstream.arrived("tools/call", 100).await;
@@ -342,17 +343,17 @@ async fn a_draining_proxy_finishes_what_it_began() {
     let stateless = waffles.client().of(Era::Stateless).await;
     let session = waffles.client().of(Era::Sessions).await;
     let filter = json!({"notifications": {"toolsListChanged": true}});
-    let listening = tokio::spawn({
+    let listening = task::spawn("caller", {
         let client = stateless.clone();
         async move { client.ask("sub", "subscriptions/listen", filter).await.unwrap() }
     });
-    let get = tokio::spawn({
+    let get = task::spawn("caller", {
         let session = session.clone();
         async move { session.get().await.unwrap() }
     });
     let [slow, steps] = ["slow", "steps"].map(|tool| {
         let client = stateless.clone();
-        tokio::spawn(async move { client.call(tool, json!({"x": 1})).await.unwrap() })
+        task::spawn("caller", async move { client.call(tool, json!({"x": 1})).await.unwrap() })
     });
     waffles.upstream.arrived("tools/call", 2).await;
     feed.message(&json!({"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged"})).await;
@@ -413,7 +414,7 @@ async fn a_grace_period_that_is_over_cuts_off_what_is_left() {
         Seeded::made(DataPlaneOptions { args, ..DataPlaneOptions::default() }, |_| {}, |_, _| {}).await;
     waffles.upstream.on_tool("never", Behaviour::Never);
     let client = waffles.client().of(Era::Stateless).await;
-    let call = tokio::spawn(async move { client.call("never", json!({})).await });
+    let call = task::spawn("caller", async move { client.call("never", json!({})).await });
     waffles.upstream.arrived("tools/call", 1).await;
     let started = Instant::now();
     assert!(waffles.proxy.stop().await.success());
@@ -433,7 +434,7 @@ async fn every_answer_that_a_client_got_is_in_the_spool_of_a_killed_proxy() {
         let callers: Vec<_> = (0..8)
             .map(|caller| {
                 let (client, answered) = (waffles.client(), Arc::clone(&answered));
-                tokio::spawn(async move {
+                task::spawn("caller", async move {
                     let client = client.of(Era::Stateless).await;
                     for call in 0.. {
                         let name = format!("tool-{caller}-{call}");
