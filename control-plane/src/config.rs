@@ -213,9 +213,9 @@ impl Config {
             && !["redis://", "rediss://", "unix://"]
                 .iter()
                 .any(|scheme| redis.expose_secret().starts_with(scheme))
-            {
-                wrong.push("--redis-url: must begin with `redis://` or `rediss://`".into());
-            }
+        {
+            wrong.push("--redis-url: must begin with `redis://` or `rediss://`".into());
+        }
         // Listeners and the publisher each need one beside those that serve requests.
         if !(3..=1000).contains(&flags.database_connections) {
             wrong.push("--database-connections: must be 3 to 1000".into());

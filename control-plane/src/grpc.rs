@@ -31,8 +31,8 @@ use waffles_runtime::drain::Drain;
 use crate::authz::{OpCtx, Rule, method_rule};
 use crate::discovery::Discovery;
 use crate::error::Error;
-use crate::rest::Services;
 use crate::secrets::{ProxyPeer, ProxyToken};
+use crate::services::Services;
 
 /// A request is at most this long; batches and chunks of our own make are far below.
 const MOST_BYTES: usize = 4 * 1024 * 1024;

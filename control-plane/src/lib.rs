@@ -17,6 +17,7 @@ pub mod discovery;
 pub mod identity;
 pub mod proxies;
 pub mod registry;
+pub mod services;
 pub mod upkeep;
 
 // What is stored.

@@ -28,12 +28,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use waffles_runtime::admin::Gates;
 
-use crate::audit::Audit;
 use crate::authz::{self, Rule};
-use crate::identity::Identity;
-use crate::proxies::Proxies;
-use crate::registry::Registry;
-use crate::store::Db;
+use crate::services::Services;
 
 pub use host::Hosts;
 use problem::Problem;
@@ -41,17 +37,6 @@ use problem::Problem;
 /// When to ask again for what is usually back at once.
 const SOON: Duration = Duration::from_secs(1);
 const OPENAPI_PATH: &str = "/api/v1/openapi.json";
-
-/// The services that handlers call.
-#[derive(Clone)]
-#[expect(missing_docs, reason = "each field is the service of its name")]
-pub struct Services {
-    pub db: Db,
-    pub identity: Identity,
-    pub registry: Registry,
-    pub audit: Audit,
-    pub proxies: Proxies,
-}
 
 /// What handlers and checks see.
 struct Door {

@@ -243,7 +243,7 @@ impl ApiKey {
     }
 }
 
-/// What an access token says (RFC 9068 in spirit; signed with EdDSA).
+/// What an access token says (RFC 9068 in spirit; signed with `EdDSA`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
     /// Issuer: the control plane.

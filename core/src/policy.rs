@@ -289,7 +289,7 @@ mod tests {
         tool: Option<&str>,
     ) -> Decision {
         let principal = principal(role);
-        let key = key.map(|limits| ApiKey::for_test(limits));
+        let key = key.map(ApiKey::for_test);
         let caller = Caller { principal: &principal, key: key.as_ref(), address: None };
         let filter = ToolFilter { allow: allow.iter().map(ToString::to_string).collect(), deny: vec![] };
         decide(&caller, server, &ToolSet::compile(&filter).unwrap(), Access::Call, tool)

@@ -532,10 +532,10 @@ impl Snapshot {
     }
 
     fn keep_server(&mut self, last: &Snapshot, key: &ResourceKey) {
-        if let Ok(id) = key.id.parse::<Uuid>() {
-            if let Some(entry) = last.servers.get(&id) {
-                self.servers.insert(id, Arc::clone(entry));
-            }
+        if let Ok(id) = key.id.parse::<Uuid>()
+            && let Some(entry) = last.servers.get(&id)
+        {
+            self.servers.insert(id, Arc::clone(entry));
         }
     }
 

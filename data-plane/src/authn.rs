@@ -97,6 +97,7 @@ impl Authenticator {
         snapshot: &Snapshot,
         headers: &HeaderMap,
         address: IpAddr,
+        now: DateTime<Utc>,
     ) -> Result<Identity, Reject> {
         let settings = snapshot.settings().ok_or(Reject::NotReady)?;
         let credential = presented(headers)?;
@@ -105,7 +106,7 @@ impl Authenticator {
         } else {
             self.by_token(snapshot, settings, credential, address)?
         };
-        if identity.is_current(Utc::now()) {
+        if identity.is_current(now) {
             Ok(identity)
         } else {
             Err(Reject::Unauthenticated("credential_not_current"))

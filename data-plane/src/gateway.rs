@@ -28,7 +28,7 @@ use crate::reject::{Reject, UpstreamFault};
 use crate::session::Session;
 use crate::state::Current;
 use crate::stream::{Body, MAX_ANSWER, Purpose, Relay, Terms, end_of};
-use crate::upstream::{Answer, Outgoing, Upstream, collect};
+use crate::upstream::{Answer, Outgoing, Upstream, collect, next_frame};
 
 /// Most bytes of a client's message.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
@@ -126,7 +126,8 @@ impl Gateway {
     /// Who asks. Comes before the body is read: a stranger shall not make us read megabytes.
     fn authenticate(&self, exchange: &mut Exchange, parts: &Parts) -> Result<Identity, Reject> {
         let address = exchange.peer.ip();
-        let identity = self.authenticator.authenticate(&exchange.snapshot, &parts.headers, address)?;
+        let now = exchange.record.opened_at();
+        let identity = self.authenticator.authenticate(&exchange.snapshot, &parts.headers, address, now)?;
         exchange.record.note_identity(&identity);
         Ok(identity)
     }
@@ -268,8 +269,8 @@ async fn read(body: &mut Incoming) -> Result<Bytes, Reject> {
     let started = Instant::now();
     let mut whole = Bytes::new();
     loop {
-        let due = BODY_GRACE + Duration::from_secs(whole.len() as u64 / BODY_RATE);
-        let frame = match timeout_at(started + due, body.frame()).await {
+        let due = || started + BODY_GRACE + Duration::from_secs(whole.len() as u64 / BODY_RATE);
+        let frame = match next_frame(body, due).await {
             Ok(None) => return Ok(whole),
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(_))) | Err(_) => return Err(Reject::SlowBody),
@@ -327,7 +328,8 @@ fn attach(
     let Some(id) = singleton(headers, &MCP_SESSION_ID)? else { return Ok(None) };
     let settings = exchange.snapshot.settings().ok_or(Reject::NotReady)?;
     let principal = permit.identity().principal().id;
-    Session::open(id, &settings.seal, principal, permit.entry().server.id, Utc::now()).map(Some)
+    let now = exchange.record.opened_at();
+    Session::open(id, &settings.seal, principal, permit.entry().server.id, now).map(Some)
 }
 
 /// The message for the server: the same in its bytes of `params` and `result`, under headers made anew. Nothing else
@@ -406,7 +408,7 @@ async fn whole(
         return Err(failed(UpstreamFault::BadAnswer));
     }
     let method = call.head.as_ref().map(|head| &head.method);
-    let bytes = listing::answer_for(permit, method, &message).map_err(invalid)?;
+    let bytes = listing::answer_for(permit, exchange.modern, method, &message).map_err(invalid)?;
     exchange.record.capture_response(permit.entry(), message.result().as_deref());
     exchange.record.note_bytes(bytes.len());
     exchange.record.finish(end_of(&message));

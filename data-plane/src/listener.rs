@@ -31,7 +31,7 @@ const STALLED: Duration = Duration::from_secs(30);
 /// Bytes of the HTTP/2 preface (RFC 9113 3.4); with so many the version is known.
 const PREFACE: usize = 24;
 const MAX_HEADERS: usize = 64;
-const MAX_HEAD: usize = 64 * 1024;
+const MAX_HEAD: usize = 32 * 1024;
 
 /// How many connections there may be, of all threads together.
 pub struct Caps {

@@ -7,8 +7,14 @@ use waffles_mcp::{Message, Method, ParseError};
 
 use crate::permit::Permit;
 
-/// The answer for the caller. `method` is none where it is not known: then any list of tools is filtered.
-pub fn answer_for(permit: &Permit, method: Option<&Method>, message: &Message) -> Result<Bytes, ParseError> {
+/// The answer for the caller, in the era of the exchange. `method` is none where it is not known: then any list of tools
+/// is filtered.
+pub fn answer_for(
+    permit: &Permit,
+    modern: bool,
+    method: Option<&Method>,
+    message: &Message,
+) -> Result<Bytes, ParseError> {
     let (Some(result), Some(id)) = (message.result(), message.id()) else { return Ok(message.rewrite()) };
     let lists_tools = match method {
         Some(method) => *method == Method::ToolsList,
@@ -19,7 +25,6 @@ pub fn answer_for(permit: &Permit, method: Option<&Method>, message: &Message) -
     }
     // What was filtered by a caller's rights is the caller's own, whatever the server said of it
     // [2026-07-28 server/utilities/caching].
-    let modern = message.raw(waffles_mcp::Slot::ResultType).is_some();
     match filter_list(&result, "tools", modern, |tool| permit.sees(tool))? {
         Some(filtered) => Ok(result_response(id, &filtered)),
         None => Ok(message.rewrite()),

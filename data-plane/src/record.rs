@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 use uuid::Uuid;
 use waffles_core::audit::{Event, Outcome, capture, clean};
@@ -39,6 +39,7 @@ pub struct Record {
     desk: Arc<Desk>,
     event: Option<Box<Event>>,
     id: Uuid,
+    opened_at: DateTime<Utc>,
     started: Instant,
     asked: Option<Instant>,
     upstream: Option<Duration>,
@@ -63,7 +64,8 @@ impl Record {
     /// Opens the record of an exchange that begins now.
     pub fn open(desk: Arc<Desk>, peer: IpAddr, revision: u64) -> Self {
         let id = Uuid::now_v7();
-        let mut event = Event::new(id, Utc::now());
+        let opened_at = Utc::now();
+        let mut event = Event::new(id, opened_at);
         // Until its message is read; one that never is must still be found among the others.
         event.action = "mcp.none".into();
         event.client_ip = peer.to_string();
@@ -74,6 +76,7 @@ impl Record {
             desk,
             event: Some(Box::new(event)),
             id,
+            opened_at,
             started: Instant::now(),
             asked: None,
             upstream: None,
@@ -89,6 +92,7 @@ impl Record {
             desk: Arc::clone(&self.desk),
             event: self.event.take(),
             id: self.id,
+            opened_at: self.opened_at,
             started: self.started,
             asked: self.asked,
             upstream: self.upstream,
@@ -100,6 +104,11 @@ impl Record {
     /// The request id that clients see.
     pub fn id(&self) -> Uuid {
         self.id
+    }
+
+    /// When the exchange began, by the calendar: what expires is judged by it.
+    pub fn opened_at(&self) -> DateTime<Utc> {
+        self.opened_at
     }
 
     /// When the exchange began.
@@ -204,10 +213,10 @@ impl Record {
 
     /// Finishes the record with a refusal.
     pub fn refuse(&mut self, reject: &Reject, status: u16) {
-        if let Some(event) = &mut self.event {
-            if event.rule.is_empty() {
-                reject.rule().clone_into(&mut event.rule);
-            }
+        if let Some(event) = &mut self.event
+            && event.rule.is_empty()
+        {
+            reject.rule().clone_into(&mut event.rule);
         }
         self.finish(End { outcome: reject.outcome(), status, code: reject.code(), reason: reject.reason() });
     }

@@ -181,7 +181,7 @@ impl Reject {
         matches!(self, Self::Upstream { fault: UpstreamFault::Unreachable, sent: false })
     }
 
-    /// One stable word, for `data.reason`, metrics and the audit trail.
+    /// One stable word, for metrics and the audit trail.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::UnknownPath => "unknown_path",
@@ -208,6 +208,18 @@ impl Reject {
             Self::AuditUnavailable => "audit_unavailable",
             Self::Upstream { fault, .. } => fault.reason(),
             Self::NotReady => "not_ready",
+        }
+    }
+
+    /// The word that the client is told. Why a credential is not good is for the audit trail: the finder of a key must
+    /// not learn that it was one.
+    pub fn told(&self) -> &'static str {
+        match self {
+            Self::Unauthenticated("no_credential" | "two_credentials" | "unsupported_scheme") => {
+                self.reason()
+            }
+            Self::Unauthenticated(_) => "invalid_credential",
+            _ => self.reason(),
         }
     }
 
@@ -291,7 +303,7 @@ impl Reject {
 
     /// The JSON-RPC error, with the reason and the request id to ask an operator with.
     pub fn message(&self, id: Option<&Id>, request_id: Uuid) -> Bytes {
-        let mut data = json!({"reason": self.reason(), "request_id": request_id});
+        let mut data = json!({"reason": self.told(), "request_id": request_id});
         if let (Self::UnsupportedVersion(requested), Value::Object(data)) = (self, &mut data) {
             data.insert("supported".into(), json!(SUPPORTED));
             data.insert("requested".into(), json!(requested));

@@ -132,7 +132,9 @@ mod tests {
             let opened = Session::open(id, &ring(key), principal, server, at(now));
             assert!(matches!(opened, Err(Reject::UnknownSession)));
         }
-        for forged in ["", "abc", "!!", &id[1..], &id[..id.len() - 1]] {
+        let mut shorter = id.to_owned();
+        shorter.pop();
+        for forged in ["", "abc", "!!", &format!("x{id}"), &shorter] {
             assert!(Session::open(forged, &ring(1), one, two, at(1001)).is_err(), "{forged}");
         }
     }

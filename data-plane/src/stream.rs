@@ -247,7 +247,7 @@ impl Relay {
         if !is_ours && !resumed {
             return self.terms.record.metrics().dropped("answer_to_another_request");
         }
-        let Ok(bytes) = listing::answer_for(&self.terms.permit, method, message) else {
+        let Ok(bytes) = listing::answer_for(&self.terms.permit, self.terms.modern, method, message) else {
             return self.fail(UpstreamFault::BadAnswer);
         };
         if resumed {

@@ -14,7 +14,7 @@ use crate::permit::Permit;
 use crate::reject::Reject;
 
 use http::Failed;
-pub use http::{Lease, collect};
+pub use http::{Lease, collect, next_frame};
 pub use pool::Pool;
 
 /// What is sent, but for what the registration adds: address, host, credential.

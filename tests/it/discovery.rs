@@ -11,7 +11,8 @@ use waffles_tests::{
 #[tokio::test]
 async fn a_refused_server_is_named_and_keeps_its_last_good_form() {
     let url = Postgres::shared().await.database().await;
-    let control_plane = ControlPlaneOptions { database_url: Some(url.clone()), ..ControlPlaneOptions::default() };
+    let control_plane =
+        ControlPlaneOptions { database_url: Some(url.clone()), ..ControlPlaneOptions::default() };
     let waffles = Waffles::with(WafflesOptions { control_plane, ..WafflesOptions::default() }).await;
     let upstream = McpServer::start().await;
     let server = waffles.add_server("demo", &upstream.url()).await;
@@ -32,7 +33,10 @@ async fn a_refused_server_is_named_and_keeps_its_last_good_form() {
         Ok(nack.rejections[0].clone())
     })
     .await;
-    assert_eq!((refused.kind.as_str(), refused.name.contains("demo") || refused.name == server.id), ("server", true));
+    assert_eq!(
+        (refused.kind.as_str(), refused.name.contains("demo") || refused.name == server.id),
+        ("server", true)
+    );
     assert!(refused.reason.contains("redact"), "{refused:?}");
 
     let dir = tempfile::tempdir().unwrap();

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use serde_json::json;
-use waffles_tests::{
-    DataPlaneOptions, Era, McpClient, McpServer, Waffles, WafflesOptions, eventually,
-};
+use waffles_tests::{DataPlaneOptions, Era, McpClient, McpServer, Waffles, WafflesOptions, eventually};
 
 /// Writes a fresh self-signed certificate for 127.0.0.1 and returns it as PEM.
 fn certificate(dir: &Path) -> String {
@@ -52,7 +50,8 @@ async fn calls_are_served_over_cleartext_http2_too() {
     let upstream = McpServer::start().await;
     let waffles = Waffles::start().await;
     waffles.add_server("demo", &upstream.url()).await;
-    let expected = waffles.client("demo").of(Era::Stateless).await.call("echo", json!({"n": 1})).await.unwrap();
+    let expected =
+        waffles.client("demo").of(Era::Stateless).await.call("echo", json!({"n": 1})).await.unwrap();
     let client = reqwest::Client::builder().http2_prior_knowledge().no_proxy().build().unwrap();
     let request = McpClient::new(&waffles.proxies[0].server_url("demo")).with_bearer(&waffles.admin.secret);
     let answer = client

@@ -18,7 +18,7 @@ use crate::authz::OpCtx;
 use crate::error::Error;
 use crate::identity::Identity;
 use crate::page::Page;
-use crate::rest::Services;
+use crate::services::Services;
 
 /// Messages that wait for a slow reader; behind them the trail itself is the queue.
 const WAITING: usize = 4;

@@ -16,8 +16,13 @@ use waffles_core::policy::Role;
 use waffles_core::principal::Principal;
 
 use super::*;
+use crate::audit::Audit;
 use crate::discovery::Discovery;
+use crate::identity::Identity;
+use crate::proxies::Proxies;
+use crate::registry::Registry;
 use crate::secrets::Secrets;
+use crate::store::Db;
 use crate::store::{DbConfig, on_tx, principals};
 
 /// A control plane without ports.

@@ -7,10 +7,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use http::header;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 use waffles_core::server::Timeouts;
 use waffles_runtime::task;
@@ -100,6 +102,17 @@ pub(super) async fn attempt(
     }
 }
 
+/// The next frame of a body, with an end to the wait. A frame that is there already costs no timer.
+pub async fn next_frame<B: Body + Unpin>(
+    body: &mut B,
+    until: impl FnOnce() -> Instant,
+) -> Result<Option<Result<Frame<B::Data>, B::Error>>, Elapsed> {
+    match body.frame().now_or_never() {
+        Some(frame) => Ok(frame),
+        None => timeout_at(until(), body.frame()).await,
+    }
+}
+
 /// Reads a whole body of at most `most` bytes, with a bound on each pause and on the whole.
 pub async fn collect(
     mut body: Lease,
@@ -110,8 +123,7 @@ pub async fn collect(
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
     loop {
-        let by = until.min(Instant::now() + idle);
-        let frame = match timeout_at(by, body.frame()).await {
+        let frame = match next_frame(&mut body, || until.min(Instant::now() + idle)).await {
             Err(_) => return Err(UpstreamFault::TimedOut),
             Ok(None) => break,
             Ok(Some(Err(_))) => return Err(UpstreamFault::BrokeOff),

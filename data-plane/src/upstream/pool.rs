@@ -83,10 +83,10 @@ impl Pool {
 
     /// What is made of this registration; made anew when the registration changed.
     pub(super) fn prepare(&self, entry: &Arc<ServerEntry>) -> Result<Arc<Prepared>, Reject> {
-        if let Some(prepared) = self.prepared.lock().get(&entry.server.id) {
-            if Arc::ptr_eq(&prepared.entry, entry) {
-                return Ok(Arc::clone(prepared));
-            }
+        if let Some(prepared) = self.prepared.lock().get(&entry.server.id)
+            && Arc::ptr_eq(&prepared.entry, entry)
+        {
+            return Ok(Arc::clone(prepared));
         }
         let prepared = Arc::new(Prepared::new(entry).ok_or(Reject::Internal("unusable_registration"))?);
         self.prepared.lock().insert(entry.server.id, Arc::clone(&prepared));

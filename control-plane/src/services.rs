@@ -1,0 +1,18 @@
+//! All services in one value: what the doors call.
+
+use crate::audit::Audit;
+use crate::identity::Identity;
+use crate::proxies::Proxies;
+use crate::registry::Registry;
+use crate::store::Db;
+
+/// The services that handlers call.
+#[derive(Clone)]
+#[expect(missing_docs, reason = "each field is the service of its name")]
+pub struct Services {
+    pub db: Db,
+    pub identity: Identity,
+    pub registry: Registry,
+    pub audit: Audit,
+    pub proxies: Proxies,
+}
