@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use prost::Message as _;
-use waffles_core::audit::Event;
+use waffles_core::audit::{Event, Outcome};
 use waffles_core::server::AuditMode;
 use waffles_core::wire;
 use waffles_proto::audit::v1 as pb;
@@ -50,12 +50,17 @@ impl Trail {
         thread_local! {
             static FRAME: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
+        let of_stranger = event.outcome == Outcome::Unauthenticated;
         let message = fitting(wire::event_to_proto(event));
         FRAME.with_borrow_mut(|frame| {
             frame.clear();
             frame.resize(spool::HEAD, 0);
             message.encode(frame).expect("a vector grows");
-            self.spool.append(frame);
+            if of_stranger {
+                self.spool.append_of_stranger(frame);
+            } else {
+                self.spool.append(frame);
+            }
             // A few large records must not stay in the memory of every thread.
             frame.shrink_to(64 << 10);
         });

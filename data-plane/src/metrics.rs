@@ -39,6 +39,7 @@ pub struct Metrics {
     duration: Family<ServerLabels, Histogram, fn() -> Histogram>,
     upstream_duration: Family<ServerLabels, Histogram, fn() -> Histogram>,
     dropped_events: Family<ReasonLabels, Counter>,
+    refused_requests: Family<ReasonLabels, Counter>,
     /// Exchanges since the start.
     pub served: Counter,
     /// Streams that are open to clients.
@@ -71,6 +72,7 @@ impl Metrics {
             duration: Family::new_with_constructor(histogram),
             upstream_duration: Family::new_with_constructor(histogram),
             dropped_events: Family::default(),
+            refused_requests: Family::default(),
             served: Counter::default(),
             open_streams: Gauge::default(),
             connections: Gauge::default(),
@@ -98,6 +100,11 @@ impl Metrics {
                 "waffles_dropped_events",
                 "Events of servers that were not passed on",
                 m.dropped_events,
+            );
+            r.register(
+                "waffles_refused_requests",
+                "HTTP requests that no door took, which leave no audit record",
+                m.refused_requests,
             );
             r.register("waffles_served_exchanges", "Exchanges since the start", m.served);
             r.register("waffles_open_streams", "Streams open to clients", m.open_streams);
@@ -132,6 +139,11 @@ impl Metrics {
             self.upstream_duration.get_or_create(&server_labels).observe(upstream.as_secs_f64());
         }
         self.exchanges.get_or_create(&ExchangeLabels { server: Arc::clone(server), method, outcome }).inc();
+    }
+
+    /// Counts a request that no door took.
+    pub fn refused(&self, reason: &'static str) {
+        self.refused_requests.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Counts an event of a server that was not passed on.

@@ -55,7 +55,10 @@ impl Server {
             Ok(Route::Door(door)) => self.gateway.serve(door, peer, request).await,
             Ok(Route::Health) => plain(StatusCode::OK, "ok\n".into()),
             Ok(Route::Ready) => self.ready(),
-            Err(reject) => reject.response(None, Uuid::now_v7()).map(Body::full),
+            Err(reject) => {
+                self.gateway.desk.metrics.refused(reject.reason());
+                reject.response(None, Uuid::now_v7()).map(Body::full)
+            }
         }
     }
 

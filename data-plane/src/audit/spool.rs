@@ -159,11 +159,24 @@ impl Spool {
 
     /// Appends a record: `HEAD` bytes to fill in, then the payload.
     pub(crate) fn append(&self, frame: &mut [u8]) {
+        self.append_within(frame, self.shared.limits.disk);
+    }
+
+    /// Appends a record about somebody who is nobody. Such records get half of the space: with the control plane away,
+    /// strangers could else fill the spool and stop the calls that must not go unrecorded. What does not fit is counted.
+    pub(crate) fn append_of_stranger(&self, frame: &mut [u8]) {
+        self.append_within(frame, self.shared.limits.disk / 2);
+    }
+
+    fn append_within(&self, frame: &mut [u8], most: u64) {
         // All that does not need the sequence number is done before the lock.
         let checksum = self.shared.checksum(frame);
         let mut book = self.shared.book.lock();
         let sequence = book.next;
         book.next += 1;
+        if book.bytes > most {
+            return book.lose(sequence);
+        }
         seal(frame, checksum, sequence);
         if book.ring.is_empty() {
             match self.shared.write(&mut book, sequence, frame) {

@@ -67,17 +67,28 @@ pub(super) async fn attempt(
     request.headers_mut().insert(header::HOST, target.host_header.clone());
     loop {
         let (mut connection, fresh) = match pool.take(prepared, endpoint) {
-            Some(mut waiting) => match waiting.ready().await {
-                Ok(()) => (waiting, false),
-                Err(_) => continue,
-            },
+            Some(mut waiting) => {
+                // Ready as soon as the last answer's end has been seen, which may take one more turn of its task.
+                let ready = match waiting.ready().now_or_never() {
+                    Some(ready) => ready.is_ok(),
+                    None => matches!(
+                        timeout_at(Instant::now() + timeouts.connect, waiting.ready()).await,
+                        Ok(Ok(()))
+                    ),
+                };
+                if !ready {
+                    continue;
+                }
+                (waiting, false)
+            }
             None => match pool.connect(target, timeouts.connect).await {
                 Ok(connection) => (connection, true),
                 Err(fault) => return Err(Failed::unsent(fault, request)),
             },
         };
         let sent = connection.try_send_request(request);
-        let response = match timeout_at(Instant::now() + timeouts.first_byte, sent).await {
+        let first_byte = timeouts.first_byte.min(timeouts.total);
+        let response = match timeout_at(Instant::now() + first_byte, sent).await {
             Ok(Ok(response)) => response,
             Ok(Err(mut error)) => match error.take_message() {
                 // Nothing of it was written: the server had closed a connection that waited too long.

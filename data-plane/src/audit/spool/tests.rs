@@ -293,6 +293,25 @@ fn a_full_spool_keeps_records_in_memory_and_counts_exactly_those_it_loses() {
 }
 
 #[test]
+fn strangers_fill_half_of_a_spool_and_leave_the_rest_to_callers() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { disk: 8 << 10, segment: 1 << 10, ring: 4 << 10, ..small() };
+    let spool = Spool::open(dir.path(), limits).unwrap();
+    for n in 1..=500 {
+        let mut frame = vec![0; HEAD];
+        frame.extend_from_slice(&text(n));
+        spool.append_of_stranger(&mut frame);
+    }
+    let lost = spool.lost();
+    assert!(lost > 300, "{lost}");
+    assert_eq!(spool.depth(), 500 - lost);
+    assert!(spool.is_sound(), "strangers stop strict calls");
+    append(&spool, b"a caller");
+    assert_eq!((spool.lost(), spool.depth()), (lost, 501 - lost));
+    assert_eq!(read_all(&spool, 0).last().unwrap().payload, "a caller");
+}
+
+#[test]
 fn what_the_disk_does_not_take_waits_in_memory_until_it_does() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("spool");
