@@ -16,8 +16,10 @@ use_new_node
 step "client SDKs" install_sdks
 # Whole-system tests start the real programs from the target directory, so these are built first.
 step "programs" cargo build --workspace --bins
+# The control plane's own tests run on SQLite, and with these two also on Postgres and redis.
+with_services=${CARGO_TARGET_DIR:-target}/debug/with-services
 if [ "$#" -gt 0 ]; then
-  step "tests" cargo test "$@"
+  step "tests" "$with_services" cargo test "$@"
 else
-  step "tests" cargo test --workspace
+  step "tests" "$with_services" cargo test --workspace
 fi

@@ -88,7 +88,7 @@ struct Work {
 pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let shown = config.shown();
     tracing::info!(config = %shown, version = env!("CARGO_PKG_VERSION"), "starting");
-    let signals = Signals::listen().context("signals cannot be listened to")?;
+    let mut signals = Signals::listen().context("signals cannot be listened to")?;
     let open = |what: &str, addr| {
         listen::bind(addr, false).with_context(|| format!("{what}: cannot listen on {addr}"))
     };
@@ -99,7 +99,11 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     make_folder(&config.data_dir)?;
     let secrets = Secrets::load(&config.secrets.master_key)?;
     let token = ProxyToken::load(&config.secrets.proxy_token)?;
-    let db = open_database(&config, &secrets).await?;
+    // The database may be waited for, and a process that is asked to end meanwhile shall end.
+    let db = tokio::select! {
+        db = open_database(&config, &secrets) => db?,
+        signal = signals.next() => anyhow::bail!("{signal} came before the database did"),
+    };
     upkeep::make_partitions(&db, Utc::now())
         .await
         .context("the partitions of the audit trail cannot be made")?;

@@ -249,7 +249,10 @@ impl Audit {
             claimed.insert("claimed_time".into(), event.occurred_at.to_rfc3339().into());
             event.occurred_at = now;
         }
-        if !self.is_tenant(&event.tenant).await? {
+        if event.tenant.is_empty() {
+            // Nobody was authenticated: what the default tenant's operators look after.
+            event.tenant = DEFAULT_TENANT.to_owned();
+        } else if !self.is_tenant(&event.tenant).await? {
             claimed.insert("claimed_tenant".into(), clean(&event.tenant, 64).into());
             event.tenant = DEFAULT_TENANT.to_owned();
         }

@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::page::{Page, Paged};
 use crate::secrets::ProxyPeer;
 use crate::store::Db;
-use crate::store::changes::{signed, unsigned};
+use crate::store::changes::{self, signed, unsigned};
 use crate::store::proxies::{self as store, HealthDoc, NackDoc, ProxyRow, RejectionDoc};
 
 const MOST_PER_PAGE: u32 = 500;
@@ -183,7 +183,7 @@ impl Proxies {
 
     /// Figures about the proxies that are connected here.
     pub(crate) fn summary(&self) -> Summary {
-        let revision = self.revision();
+        let revision = self.shared.discovery.revision();
         let mut summary = Summary::default();
         for entry in self.shared.live.lock().values().filter(|entry| entry.streams > 0) {
             summary.connected += 1;
@@ -194,9 +194,10 @@ impl Proxies {
         summary
     }
 
-    /// The current revision, to compare with.
-    pub fn revision(&self) -> u64 {
-        self.shared.discovery.revision()
+    /// The current revision, to compare with: the database's, since a change counts from its commit and not from when
+    /// this replica has read it.
+    pub async fn revision(&self) -> Result<u64, Error> {
+        Ok(changes::latest(&self.shared.db).await?)
     }
 
     /// How many proxies are connected, to any replica.
@@ -209,7 +210,7 @@ impl Proxies {
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
         let lost: HashMap<Uuid, u64> =
             store::lost_records(&self.shared.db, &ids).await?.into_iter().collect();
-        let revision = self.revision();
+        let revision = self.revision().await?;
         let live = self.shared.live.lock();
         let show = |mut row: ProxyRow| {
             let connected = match live.get(&row.id) {

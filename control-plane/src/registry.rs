@@ -136,6 +136,9 @@ impl Registry {
         let row = servers::find(&mut tx, ctx.tenant(), &spec.name).await?;
         let before = self.open(row.ok_or_else(|| missing(&spec.name))?)?;
         check(&spec, credential.as_ref())?;
+        if credential.is_none() {
+            keeps_its_secret(&before, &spec)?;
+        }
         let sealed = credential.as_ref().map(|c| servers::seal(&self.seal, before.id, c)).transpose()?;
         let row = servers::update(&mut tx, ctx.tenant(), &spec, sealed, version, micros(Utc::now())).await?;
         let Some(row) = row else {
@@ -219,6 +222,19 @@ fn check(spec: &Spec, credential: Option<&Credential>) -> Result<(), Error> {
 /// A key that is for some servers is told of the others what everyone is told of those that are not there.
 fn know(ctx: &OpCtx, name: &str) -> Result<(), Error> {
     if ctx.sees_server(name) { Ok(()) } else { Err(missing(name)) }
+}
+
+/// A credential that is kept goes to the origins it was given for: whoever may write servers may not read secrets, by
+/// having them sent elsewhere.
+fn keeps_its_secret(before: &Server, spec: &Spec) -> Result<(), Error> {
+    let knows = |url: &url::Url| before.spec.endpoints.iter().any(|known| known.url.origin() == url.origin());
+    if matches!(before.credential, Credential::None)
+        || spec.endpoints.iter().all(|endpoint| knows(&endpoint.url))
+    {
+        return Ok(());
+    }
+    let reason = "must be given again, or as none, when an endpoint has another origin";
+    Err(Error::Invalid(vec![FieldError::new("credential", reason)]))
 }
 
 fn missing(name: &str) -> Error {

@@ -7,6 +7,8 @@
 use std::net::IpAddr;
 
 use aws_lc_rs::{hmac, rand};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -262,7 +264,28 @@ pub struct Claims {
     pub exp: i64,
 }
 
-/// Reads a key out of a text that may be a key or a token.
+/// Longest token that is looked at, in bytes.
+pub const TOKEN_MOST: usize = 16 * 1024;
+
+/// The `kid` of a token whose header says nothing but what our own headers say: one that points elsewhere (`jku`, `jwk`,
+/// `x5u`) or wants something special (`crit`, `b64`, `enc`, `zip`) is not ours. Says nothing about the signature.
+pub fn token_key_id(token: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct OurHeader {
+        typ: String,
+        alg: String,
+        kid: String,
+    }
+    if token.len() > TOKEN_MOST || token.bytes().filter(|b| *b == b'.').count() != 2 {
+        return None;
+    }
+    let header = URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?;
+    let header: OurHeader = serde_json::from_slice(&header).ok()?;
+    (header.typ == "JWT" && header.alg == "EdDSA" && header.kid.len() <= 64).then_some(header.kid)
+}
+
+/// Whether a text begins as a key does, rather than a token.
 pub fn looks_like_key(text: &SecretString) -> bool {
     text.expose_secret().starts_with(KEY_PREFIX)
 }

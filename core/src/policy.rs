@@ -230,8 +230,16 @@ pub fn decide(
         if caller.key.is_some_and(|key| key.limits.read_only) {
             return Decision::HideTool(Cow::Borrowed("key:read_only"));
         }
-    } else if access == Access::Call && caller.key.is_some_and(|key| key.limits.read_only) {
-        return Decision::Forbid(Cow::Borrowed("key:read_only"));
+    } else if access == Access::Call
+        && let Some(key) = caller.key
+    {
+        if key.limits.read_only {
+            return Decision::Forbid(Cow::Borrowed("key:read_only"));
+        }
+        // What runs something without naming a tool is none of the tools that the key is for.
+        if !key.limits.tools.is_empty() {
+            return Decision::Forbid(Cow::Borrowed("key:tools"));
+        }
     }
     Decision::Allow(Cow::Borrowed(match role {
         Role::Admin => "role:admin",

@@ -312,8 +312,8 @@ pub fn limits_from_proto(message: auth_pb::KeyLimits) -> Result<KeyLimits, Vec<F
         ("tools", limits.tools.len()),
         ("ip_ranges", limits.ip_ranges.len()),
     ] {
-        if count > 500 {
-            problems.push(FieldError::new(format!("limits.{field}"), "must be at most 500"));
+        if count > 100 {
+            problems.push(FieldError::new(format!("limits.{field}"), "must be at most 100"));
         }
     }
     if problems.is_empty() { Ok(limits) } else { Err(problems) }

@@ -217,13 +217,13 @@ impl Bound {
         if let Outcome::Forced { held } = outcome {
             tracing::warn!(held, "the grace period is over; some work was cut off");
         }
+        // What was answered until now goes up, if the control plane takes it; the rest is on disk for the next start.
+        uplink.ended().await;
         for thread in threads {
             if thread.join().is_err() {
                 tracing::error!("a worker thread had panicked");
             }
         }
-        // What was answered until now goes up, if the control plane takes it; the rest is on disk for the next start.
-        uplink.ended().await;
         match failed {
             Some(ended) => Err(ended).context("a task that the proxy cannot do without has ended"),
             None => Ok(()),
@@ -245,6 +245,8 @@ impl Worker {
                         tracing::error!(error = %telemetry::chain(&error), "a worker thread cannot accept");
                     }
                 });
+                // A look-up of a name may hang in the system for longer than anybody waits.
+                runtime.shutdown_background();
             })?;
             threads.push(thread);
         }

@@ -30,8 +30,8 @@ const ANSWERS: usize = 8;
 const CHUNK_TIME: Duration = Duration::from_secs(60);
 /// A stream that lived so long was a good one, though nothing changed meanwhile.
 const GOOD_TIME: Duration = Duration::from_secs(20);
-/// More refused resources than this are asked for by asking for everything.
-const MAX_REFUSED: usize = 10_000;
+/// More refused resources than this are asked for by asking for everything; the control plane reads no more of them.
+const MAX_REFUSED: usize = 1000;
 /// Between two attempts to write the snapshot to disk.
 const SAVE_RETRY: Duration = Duration::from_secs(5);
 

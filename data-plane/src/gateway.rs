@@ -87,7 +87,7 @@ impl Gateway {
     /// Serves one message, and sees to it that it is recorded and answered whatever happens.
     pub async fn serve(&self, door: Door, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
         let snapshot = self.current.load();
-        let record = Record::open(Arc::clone(&self.desk), peer.ip(), snapshot.revision);
+        let record = Record::open(Arc::clone(&self.desk), peer.ip().to_canonical(), snapshot.revision);
         let mut exchange =
             Exchange { snapshot, peer, verb: request.method().clone(), record, id: None, modern: false };
         let (parts, mut body) = request.into_parts();
@@ -166,13 +166,16 @@ impl Gateway {
         if let Some(id) = new_session(exchange, &permit, call.as_ref(), &answer)? {
             response.headers_mut().insert(MCP_SESSION_ID, id);
         }
-        let is_stream = content_type(&answer.headers) == "text/event-stream";
+        let is_stream = is_type(&answer.headers, "text/event-stream");
         match call {
             None if exchange.verb == HttpMethod::DELETE => Ok(empty(exchange, response, answer.status)),
             // To a notification, or to a client's own answer, there is nothing to say.
-            Some(_) if exchange.id.is_none() => Ok(empty(exchange, response, StatusCode::ACCEPTED)),
+            Some(_) if exchange.id.is_none() => {
+                answer.body.recycle();
+                Ok(empty(exchange, response, StatusCode::ACCEPTED))
+            }
             call if is_stream => Ok(self.relay(exchange, response, permit, call, answer)),
-            Some(call) if content_type(&answer.headers) == "application/json" => {
+            Some(call) if is_type(&answer.headers, "application/json") => {
                 whole(exchange, response, &permit, &call, answer).await
             }
             _ => Err(Reject::upstream(UpstreamFault::BadAnswer, true)),
@@ -225,9 +228,7 @@ async fn decode(exchange: &mut Exchange, parts: &Parts, body: &mut Incoming) -> 
         exchange.record.note_stream(if exchange.verb == HttpMethod::GET { "stream" } else { "session_end" });
         return Ok(None);
     }
-    if content_type(&parts.headers) != "application/json"
-        || parts.headers.contains_key(header::CONTENT_ENCODING)
-    {
+    if !is_type(&parts.headers, "application/json") || parts.headers.contains_key(header::CONTENT_ENCODING) {
         return Err(Reject::UnsupportedMediaType);
     }
     if !accepts(&parts.headers, &["application/json", "text/event-stream"]) {
@@ -350,13 +351,15 @@ fn translate(exchange: &Exchange, parts: &Parts, call: Option<&Call>, session: O
             }
         }
     } else {
-        for name in [MCP_PROTOCOL_VERSION, LAST_EVENT_ID] {
-            if let Some(value) = parts.headers.get(&name) {
-                to.insert(name, value.clone());
-            }
+        if let Some(version) = parts.headers.get(MCP_PROTOCOL_VERSION) {
+            to.insert(MCP_PROTOCOL_VERSION, version.clone());
         }
         if let Some(session) = session {
             to.insert(MCP_SESSION_ID, session.upstream.clone());
+            // Only within a session, which belongs to somebody: without one it could name anybody's stream.
+            if let Some(id) = parts.headers.get(LAST_EVENT_ID) {
+                to.insert(LAST_EVENT_ID, id.clone());
+            }
         }
     }
     Outgoing {
@@ -458,10 +461,10 @@ async fn refusal(exchange: &mut Exchange, answer: Answer) -> Result<Response<Bod
     Ok(response)
 }
 
-/// The media type, without its parameters.
-fn content_type(headers: &HeaderMap) -> &str {
+/// Whether the body is of a media type, whatever its parameters.
+fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim()
+    value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(wanted)
 }
 
 /// Whether the client takes all of these.

@@ -25,7 +25,8 @@ pub fn answer_for(
     }
     // What was filtered by a caller's rights is the caller's own, whatever the server said of it
     // [2026-07-28 server/utilities/caching].
-    match filter_list(&result, "tools", modern, |tool| permit.sees(tool))? {
+    let private = modern || message.raw(waffles_mcp::Slot::ResultType).is_some();
+    match filter_list(&result, "tools", private, |tool| permit.sees(tool))? {
         Some(filtered) => Ok(result_response(id, &filtered)),
         None => Ok(message.rewrite()),
     }

@@ -75,16 +75,23 @@ impl Permit {
             && limits.is_none_or(|limits| limits.tools.is_empty() && !limits.read_only)
     }
 
-    /// Whether it would still be given under a newer configuration; streams that stay open ask.
-    pub fn still_holds(&self, snapshot: &Snapshot) -> bool {
-        let Some(identity) = self.identity.renew(snapshot) else { return false };
+    /// The same permit under the configuration and at the time of now; none when it would not be given any more. Streams
+    /// that stay open ask.
+    pub fn renewed(&self, snapshot: &Snapshot) -> Option<Self> {
+        let identity = self.identity.renew(snapshot)?;
         let server = &self.entry.server;
-        let Some(entry) = snapshot.server(&server.tenant, &server.spec.name) else { return false };
-        entry.server.id == server.id
-            && matches!(
-                decide(&identity.caller(), &entry.server, &entry.tools, self.access, self.tool.as_deref()),
-                Decision::Allow(_)
-            )
+        let entry = snapshot.server(&server.tenant, &server.spec.name)?;
+        let tool = self.tool.as_deref();
+        match decide(&identity.caller(), &entry.server, &entry.tools, self.access, tool) {
+            Decision::Allow(rule) if entry.server.id == server.id => Some(Self {
+                identity,
+                entry: Arc::clone(entry),
+                access: self.access,
+                tool: self.tool.clone(),
+                rule,
+            }),
+            _ => None,
+        }
     }
 }
 

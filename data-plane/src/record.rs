@@ -240,7 +240,12 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.finish(End { outcome: Outcome::Cancelled, reason: "client_gone", ..End::default() });
+        // A panic unwinds through here as well, and is no client's doing.
+        let (outcome, reason) = match std::thread::panicking() {
+            true => (Outcome::Internal, "panicked"),
+            false => (Outcome::Cancelled, "client_gone"),
+        };
+        self.finish(End { outcome, reason, ..End::default() });
     }
 }
 

@@ -18,8 +18,19 @@ use crate::reject::Reject;
 use crate::stream::Body;
 
 /// Query parameters by which credentials come to stand in logs.
-const SECRET_PARAMETERS: [&str; 7] =
-    ["access_token", "api_key", "api-key", "apikey", "authorization", "key", "token"];
+const SECRET_PARAMETERS: [&str; 11] = [
+    "access_token",
+    "api_key",
+    "api-key",
+    "apikey",
+    "auth",
+    "authorization",
+    "bearer",
+    "jwt",
+    "key",
+    "password",
+    "token",
+];
 
 /// Which names are ours.
 #[derive(Debug, Clone)]
@@ -89,11 +100,14 @@ impl Server {
 impl Hosts {
     /// Refuses what a page of another site could make a browser send [2025-11-25 basic/transports#security-warning].
     fn check(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), Reject> {
-        let host = match uri.authority() {
-            // HTTP/2, or an absolute form: the request's target says whom it is for.
-            Some(authority) => Some(authority.as_str()),
-            None => singleton(headers, &header::HOST)?,
-        };
+        // HTTP/2 and the absolute form name the host in the request's target. Where the header does too, they must agree.
+        let (target, stated) = (uri.authority().map(Authority::as_str), singleton(headers, &header::HOST)?);
+        if let (Some(target), Some(stated)) = (target, stated)
+            && !target.eq_ignore_ascii_case(stated)
+        {
+            return Err(Reject::ForeignHost);
+        }
+        let host = target.or(stated);
         if !host.is_some_and(|host| self.is_ours(host)) {
             return Err(Reject::ForeignHost);
         }

@@ -114,7 +114,6 @@ pub struct Relay {
     out: VecDeque<Bytes>,
     /// Wakes for the earliest of: idle, total, keep-alive, look.
     timer: Pin<Box<Sleep>>,
-    revision: u64,
     /// Bytes of the server.
     came: usize,
     heard: Instant,
@@ -130,14 +129,12 @@ impl Relay {
     pub fn new(lease: Lease, terms: Terms) -> Self {
         let now = Instant::now();
         terms.record.metrics().open_streams.inc();
-        let revision = terms.current.load().revision;
         let mut relay = Self {
             terms,
             lease: Some(lease),
             decoder: Decoder::default(),
             out: VecDeque::new(),
             timer: Box::pin(tokio::time::sleep_until(now)),
-            revision,
             came: 0,
             heard: now,
             said: now,
@@ -299,6 +296,9 @@ impl Relay {
     }
 
     fn refuse(&mut self, reject: &Reject) {
+        if !reject.rule().is_empty() {
+            self.terms.record.note_rule(reject.rule());
+        }
         let last = match &self.terms.purpose {
             Purpose::Answer(id, _) => {
                 let data = reject.message(Some(id), self.terms.record.id());
@@ -325,12 +325,10 @@ impl Relay {
         } else if self.terms.drain.is_started() {
             return self.close_listen();
         }
-        let snapshot = self.terms.current.load();
-        if snapshot.revision != self.revision {
-            self.revision = snapshot.revision;
-            if !self.terms.permit.still_holds(&snapshot) {
-                return self.refuse(&Reject::Forbidden("revoked while open".into()));
-            }
+        // Always, not only after a change: a token or key may have ended by itself.
+        match self.terms.permit.renewed(&self.terms.current.load()) {
+            Some(permit) => self.terms.permit = permit,
+            None => return self.refuse(&Reject::Forbidden("revoked while open".into())),
         }
         if now.duration_since(self.said) >= KEEP_ALIVE_EVERY {
             self.out.push_back(Bytes::from_static(KEEP_ALIVE));

@@ -16,6 +16,7 @@ mod harness;
 mod hostile;
 mod planes;
 mod resilience;
+mod rmcp_client;
 mod streaming;
 mod tls;
 mod up;

@@ -6,6 +6,7 @@ use waffles_proto::proxy::v1 as pb;
 use waffles_proto::proxy::v1::proxy_service_server::ProxyService;
 
 use super::actor;
+use crate::authz::OpCtx;
 use crate::page::Page;
 use crate::proxies::{Proxies, Proxy};
 
@@ -16,6 +17,10 @@ pub(super) struct Fleet {
 impl Fleet {
     pub(super) fn new(proxies: Proxies) -> Self {
         Self { proxies }
+    }
+
+    async fn revision(&self, ctx: &OpCtx) -> Result<u64, Status> {
+        self.proxies.revision().await.map_err(|error| error.into_status(ctx.request_id()))
     }
 }
 
@@ -33,7 +38,7 @@ impl ProxyService for Fleet {
             .await
             .map_err(|error| error.into_status(ctx.request_id()))?;
         let proxies = page.items.into_iter().map(shown).collect();
-        let revision = self.proxies.revision();
+        let revision = self.revision(&ctx).await?;
         Ok(Response::new(pb::ListProxiesResponse { proxies, revision, next_cursor: page.next }))
     }
 
@@ -47,10 +52,8 @@ impl ProxyService for Fleet {
             .get(&ctx, &request.into_inner().proxy)
             .await
             .map_err(|error| error.into_status(ctx.request_id()))?;
-        Ok(Response::new(pb::GetProxyResponse {
-            proxy: Some(shown(proxy)),
-            revision: self.proxies.revision(),
-        }))
+        let revision = self.revision(&ctx).await?;
+        Ok(Response::new(pb::GetProxyResponse { proxy: Some(shown(proxy)), revision }))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::store::principals::{self as store, KeyPage, OwnedKey};
 
 const NAME_MOST: usize = 100;
 /// Keys of one owner that may be used at a time. Every one of them is in the memory of every proxy.
-const LIVE_MOST: i64 = 1000;
+const LIVE_MOST: i64 = 200;
 const PAGE_MOST: u32 = 500;
 const LIST: &str = "api-keys";
 

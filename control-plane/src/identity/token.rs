@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
-use waffles_core::credential::{Claims, RandomFailed, random_text};
+use waffles_core::credential::{Claims, RandomFailed, random_text, token_key_id};
 use waffles_core::principal::Principal;
 use waffles_core::seal::SealRing;
 use waffles_core::snapshot::{Kind, ResourceKey};
@@ -32,8 +32,6 @@ pub const ISSUER: &str = "waffles";
 pub const AUDIENCE: &str = "waffles";
 /// How long an access token lives.
 pub const ACCESS_LIFE: TimeDelta = TimeDelta::minutes(15);
-/// Longer tokens are refused unread.
-const TOKEN_MOST: usize = 16 * 1024;
 /// How far two clocks may be apart, in seconds.
 const LEEWAY: u64 = 30;
 /// How long a key signs.
@@ -96,7 +94,7 @@ impl Keyring {
 
     /// Checks a token. The cheap checks come first; the store is asked only for a key that nobody here knows.
     pub(super) async fn verify(&self, db: &Db, seal: &SealRing, token: &str) -> Result<Claims, Error> {
-        let kid = key_of(token).ok_or(Error::Unauthenticated)?;
+        let kid = token_key_id(token).ok_or(Error::Unauthenticated)?;
         let known = self.keys.load().checking.contains_key(&kid);
         if !known && self.may_reload() {
             self.reload(db, seal).await?;
@@ -114,24 +112,6 @@ impl Keyring {
         }
         due
     }
-}
-
-/// The key that a token names, if its header says nothing but what our own headers say: a header that points
-/// elsewhere (`jku`, `jwk`, `x5u`) or wants something special (`crit`, `b64`, `enc`, `zip`) is not ours.
-fn key_of(token: &str) -> Option<String> {
-    if token.len() > TOKEN_MOST || token.bytes().filter(|b| *b == b'.').count() != 2 {
-        return None;
-    }
-    #[derive(serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct OurHeader {
-        typ: String,
-        alg: String,
-        kid: String,
-    }
-    let header = URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?;
-    let header: OurHeader = serde_json::from_slice(&header).ok()?;
-    (header.typ == "JWT" && header.alg == "EdDSA" && header.kid.len() <= 64).then_some(header.kid)
 }
 
 /// Signature, then claims. `Claims` is strictly typed, so that an `exp` that is a text or an `aud` that is a
@@ -311,7 +291,7 @@ mod tests {
         }
 
         fn accepts(&self, token: &str) -> bool {
-            key_of(token).is_some() && check(token, &self.public, Utc::now()).is_some()
+            token_key_id(token).is_some() && check(token, &self.public, Utc::now()).is_some()
         }
     }
 
@@ -365,7 +345,7 @@ mod tests {
         let encode = |header: &str| {
             format!("{}.{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode("{}"), "AA")
         };
-        assert!(key_of(&encode(r#"{"typ":"JWT","alg":"EdDSA","kid":"k"}"#)).is_some());
+        assert!(token_key_id(&encode(r#"{"typ":"JWT","alg":"EdDSA","kid":"k"}"#)).is_some());
         for header in [
             r#"{"typ":"JWT","alg":"none","kid":"k"}"#,
             r#"{"typ":"JWT","alg":"nOnE","kid":"k"}"#,
@@ -379,13 +359,19 @@ mod tests {
             "{}",
             "",
         ] {
-            assert_eq!(key_of(&encode(header)), None, "{header}");
+            assert_eq!(token_key_id(&encode(header)), None, "{header}");
         }
         let none = URL_SAFE_NO_PAD.encode(r#"{"typ":"JWT","alg":"EdDSA","kid":"k"}"#);
-        for token in
-            ["", ".", "..", "a.b", "a.b.c.d", none.as_str(), &format!("{none}.{}.", "x".repeat(TOKEN_MOST))]
-        {
-            assert_eq!(key_of(token), None);
+        for token in [
+            "",
+            ".",
+            "..",
+            "a.b",
+            "a.b.c.d",
+            none.as_str(),
+            &format!("{none}.{}.", "x".repeat(waffles_core::credential::TOKEN_MOST)),
+        ] {
+            assert_eq!(token_key_id(token), None);
         }
     }
 }

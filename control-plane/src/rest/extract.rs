@@ -262,6 +262,10 @@ fn read_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     // No database keeps a NUL in a text, and nobody needs one.
     let value: Value = serde_json::from_slice(bytes)
         .map_err(|error| Problem::bad_request(format!("the body is not JSON: {}", place(&error))))?;
+    // Serde would read a list as the fields in their order, past the check for unknown ones.
+    if !value.is_object() {
+        return Err(Error::invalid("body", "must be a JSON object").into());
+    }
     if let Some(field) = with_nul(&value, String::new()) {
         return Err(Error::invalid(field, "must not hold a NUL").into());
     }
@@ -428,6 +432,7 @@ mod tests {
             (r#"{"list":[],"list":[]}"#, "field: \"list\""),
             (r#"{"list":[{"number":"a\u0000"}]}"#, "field: \"list[0].number\""),
             ("[]", "field: \"body\""),
+            (r#"[[{"number":1}]]"#, "field: \"body\""),
             ("{", "not JSON"),
             ("{\"list\":[]} x", "not JSON"),
         ] {

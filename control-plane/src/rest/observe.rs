@@ -301,7 +301,7 @@ pub(super) async fn list_proxies(
     params.done()?;
     let proxies = &door.services.proxies;
     let paged = proxies.list(&ctx, &page).await?;
-    let revision = proxies.revision();
+    let revision = proxies.revision().await?;
     let shown = paged.items.into_iter().map(Proxy::from).collect();
     Ok(Json(ProxyPage { proxies: shown, revision, next_cursor: paged.next }))
 }
@@ -346,7 +346,7 @@ pub(super) async fn status(
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION"),
         database: services.db.kind(),
-        revision: services.proxies.revision(),
+        revision: services.proxies.revision().await?,
         servers: services.registry.count(&ctx).await?,
         connected_proxies: services.proxies.count_connected(&ctx).await?,
         uptime_seconds: door.started.elapsed().as_secs(),

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use waffles_core::audit::micros;
 use waffles_core::snapshot::{Kind, ResourceKey};
 
-use super::{Db, Tx, on_tx};
+use super::{Db, Tx, on_db, on_tx, read};
 
 /// The channel that replicas listen on, on Postgres.
 pub const CHANNEL: &str = "waffles_revision";
@@ -52,6 +52,14 @@ pub async fn head(tx: &mut Tx) -> sqlx::Result<Head> {
     let (lineage, revision, floor): (String, i64, i64) =
         on_tx!(tx, |conn| sqlx::query_as(SQL).fetch_one(conn).await)?;
     Ok(Head { lineage, revision: unsigned(revision), floor: unsigned(floor) })
+}
+
+/// The latest revision.
+pub async fn latest(db: &Db) -> sqlx::Result<u64> {
+    const SQL: &str = "SELECT revision FROM meta";
+    let revision: i64 =
+        read(|| async { on_db!(db, |pool| sqlx::query_scalar(SQL).fetch_one(pool).await) }).await?;
+    Ok(unsigned(revision))
 }
 
 /// The latest change of a resource.

@@ -6,9 +6,9 @@ use uuid::Uuid;
 use waffles_core::audit::micros;
 use waffles_core::credential::{ApiKey, ApiKeyParts, KeyHash, KeyLimits};
 use waffles_core::principal::Principal;
-use waffles_core::snapshot::TokenKey;
+use waffles_core::snapshot::{Kind, ResourceKey, TokenKey};
 
-use crate::store::{Db, Tx, on_db, on_tx, read};
+use crate::store::{Db, Tx, changes, on_db, on_tx, read};
 
 // === Users ===
 
@@ -243,6 +243,23 @@ pub async fn live_keys(tx: &mut Tx, now: DateTime<Utc>) -> sqlx::Result<Vec<(Api
             AND (not_after IS NULL OR not_after > $1)";
     let rows: Vec<KeyRow> = on_tx!(tx, |conn| sqlx::query_as(SQL).bind(micros(now)).fetch_all(conn).await)?;
     Ok(rows.into_iter().filter_map(sound).collect())
+}
+
+/// Takes keys that ended by themselves from the proxies, which refuse them already, so that they do not gather there.
+/// They count as revoked at their end.
+pub async fn end_expired_keys(db: &Db, now: DateTime<Utc>) -> sqlx::Result<usize> {
+    const SQL: &str = "UPDATE api_keys SET revoked_at = CASE
+            WHEN not_after IS NULL OR expires_at < not_after THEN expires_at ELSE not_after END
+        WHERE revoked_at IS NULL AND (expires_at <= $1 OR not_after <= $1)
+        RETURNING id";
+    let mut tx = db.begin().await?;
+    let ended: Vec<String> =
+        on_tx!(&mut tx, |conn| sqlx::query_scalar(SQL).bind(micros(now)).fetch_all(conn).await)?;
+    for id in &ended {
+        changes::append(&mut tx, &ResourceKey::new(Kind::ApiKey, id), true).await?;
+    }
+    tx.commit().await?;
+    Ok(ended.len())
 }
 
 /// One key with its hash, whatever its state; none also when it cannot be read.

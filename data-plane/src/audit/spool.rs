@@ -175,7 +175,9 @@ impl Spool {
         let sequence = book.next;
         book.next += 1;
         if book.bytes > most {
-            return book.lose(sequence);
+            book.lose(sequence);
+            self.shared.work.notify_one();
+            return;
         }
         seal(frame, checksum, sequence);
         if book.ring.is_empty() {
