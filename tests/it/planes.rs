@@ -171,6 +171,19 @@ async fn a_revoked_key_and_a_disabled_server_are_refused_on_every_proxy_within_a
 }
 
 #[tokio::test]
+async fn a_revoked_key_stops_an_open_stream() {
+    let server = McpServer::start().await;
+    let waffles = Waffles::start().await;
+    waffles.add_server("demo", &server.url()).await;
+    let key = waffles.key(KeyLimits::default()).await;
+    let client = McpClient::new(&waffles.proxies[0].server_url("demo")).with_bearer(&key.secret);
+    let stream = client.of(Era::Sessions).await.get_stream().await.unwrap();
+    waffles.revoke(&key).await;
+    let ended = tokio::time::timeout(Duration::from_secs(5), stream.rest()).await;
+    assert!(ended.is_ok(), "the stream is open five seconds later");
+}
+
+#[tokio::test]
 async fn what_cannot_be_called_is_not_listed() {
     let server = McpServer::start().await;
     let waffles = Waffles::start().await;

@@ -253,3 +253,21 @@ async fn an_answer_in_a_head_and_no_more_is_broken_off() {
     assert_eq!(answer.message()["error"]["data"]["reason"], "upstream_broke_off");
     assert_eq!(upstream.requests(), 1, "it is not asked twice");
 }
+
+#[tokio::test]
+async fn a_stream_ends_when_its_key_does_though_nothing_has_changed() {
+    let mut key = String::new();
+    let waffles = Seeded::and(|seed, _| {
+        let bob = seed.principal("bob", "user");
+        key = seed.key_with(bob, |parts| {
+            parts.expires_at = Some(chrono::Utc::now() + chrono::TimeDelta::seconds(4));
+        });
+    })
+    .await;
+    let client = waffles.anonymous().with_bearer(&key).of(Era::Sessions).await;
+    let stream = client.get_stream().await.unwrap();
+    let rest = tokio::time::timeout(Duration::from_secs(12), stream.rest()).await;
+    assert!(rest.is_ok(), "the stream outlives its key");
+    let record = waffles.record_of("mcp.stream");
+    assert_eq!((record.outcome, record.rule.as_str()), (Outcome::Denied, "revoked while open"));
+}

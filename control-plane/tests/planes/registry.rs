@@ -191,3 +191,34 @@ async fn of_many_writers_at_one_version_one_wins() {
         database.drop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_credential_goes_nowhere_else() {
+    for database in Database::all().await {
+        let plane = Plane::start(&database).await;
+        let admin = plane.sign_in().await;
+        let mut servers = RegistryServiceClient::new(admin.channel.clone());
+        let bearer = pb::credential::Kind::Bearer(pb::BearerCredential { token: "hunter2".into() });
+        let secret = Some(pb::Credential { kind: Some(bearer) });
+        let wanted = pb::ServerSpec { credential: secret.clone(), ..spec("demo") };
+        servers.create_server(admin.ask(create(wanted.clone()))).await.unwrap();
+        let at = |url: &str, credential| pb::UpdateServerRequest {
+            spec: Some(pb::ServerSpec {
+                endpoints: vec![pb::Endpoint { url: url.into(), weight: 1 }],
+                credential,
+                ..wanted.clone()
+            }),
+            version: 1,
+        };
+        let elsewhere =
+            servers.update_server(admin.ask(at("http://127.0.0.1:6/mcp", None))).await.unwrap_err();
+        let wrong = elsewhere.get_error_details();
+        let fields: Vec<_> =
+            wrong.bad_request().unwrap().field_violations.iter().map(|wrong| wrong.field.as_str()).collect();
+        assert_eq!((elsewhere.code(), fields), (Code::InvalidArgument, vec!["credential"]));
+        let given = servers.update_server(admin.ask(at("http://127.0.0.1:6/mcp", secret.clone()))).await;
+        assert_eq!(given.unwrap().into_inner().server.unwrap().version, 2);
+        plane.stop().await;
+        database.drop().await;
+    }
+}
