@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -165,10 +167,12 @@ async fn serve<S>(
     });
     let connection = http.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
+    // In a set, the wait for the drain is only looked at when it was woken, and not with every message that passes.
+    let mut drained = FuturesUnordered::from_iter([drain.started()]);
     let ended = tokio::select! {
         biased;
         ended = connection.as_mut() => ended,
-        () = drain.started() => {
+        _ = drained.next() => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 ended = connection => ended,

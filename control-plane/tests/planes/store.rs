@@ -7,9 +7,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 use waffles_control_plane::store::changes::{self, Claim};
 use waffles_control_plane::store::servers::{self, NameClaim};
-use waffles_control_plane::store::{Db, DbConfig, audit};
+use waffles_control_plane::store::{Db, DbConfig, audit, principals};
 use waffles_control_plane::upkeep;
 use waffles_core::audit::{Event, micros};
+use waffles_core::credential::{ApiKey, ApiKeyParts, KeyLimits};
+use waffles_core::principal::Principal;
 use waffles_core::snapshot::{Kind, ResourceKey};
 
 use super::Database;
@@ -176,6 +178,56 @@ async fn a_name_is_free_again_when_the_trail_has_forgotten_its_server() {
         assert_eq!(claim(second).await, NameClaim::Remembered);
         audit::forget(&db, now + TimeDelta::days(1), 100).await.unwrap();
         assert_eq!(claim(second).await, NameClaim::Granted);
+        end(db, database).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_ended_by_themselves_leave_the_proxies_once() {
+    for database in Database::all().await {
+        let db = open(&database).await;
+        let now = micros(Utc::now());
+        let owner = Principal {
+            id: Uuid::now_v7(),
+            tenant: "default".into(),
+            name: "alice@localhost".into(),
+            roles: vec!["user".into()],
+            active: true,
+            tokens_not_before: None,
+        };
+        let mut tx = db.begin().await.unwrap();
+        principals::put_user(&mut tx, &owner, "", now).await.unwrap();
+        let hour = TimeDelta::hours(1);
+        let ends = [
+            ("live", None, None),
+            ("later", Some(now + hour), None),
+            ("expired", Some(now - hour), None),
+            ("past", None, Some(now - hour)),
+        ];
+        for (number, (id, expires_at, not_after)) in (0..).zip(ends) {
+            let key = ApiKey::compile(ApiKeyParts {
+                id: id.into(),
+                tenant: "default".into(),
+                name: id.into(),
+                owner: owner.id,
+                limits: KeyLimits::default(),
+                created_at: now - hour,
+                expires_at,
+                revoked_at: None,
+                not_after,
+            });
+            principals::insert_key(&mut tx, &key.unwrap(), &[number; 32]).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        assert_eq!(principals::end_expired_keys(&db, now).await.unwrap(), 2);
+        assert_eq!(principals::end_expired_keys(&db, now).await.unwrap(), 0);
+        let mut tx = db.begin().await.unwrap();
+        let removed: Vec<_> =
+            changes::since(&mut tx, 1).await.unwrap().into_iter().filter(|c| c.removed).collect();
+        let mut ids: Vec<_> = removed.iter().map(|change| change.key.id.as_str()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, ["expired", "past"]);
+        drop(tx);
         end(db, database).await;
     }
 }

@@ -24,10 +24,10 @@ use super::spool::{Cursor, Record, Spool};
 use crate::link::{BackOff, Connection, Link, LinkError, MAX_MESSAGE, OPEN_TIME};
 use codec::{Codec, RawBatch, RawEvent, RawRequest};
 
-/// A batch, far below the contract's limits of 1000 and 1 MiB: larger ones upload no faster, and what they take of
-/// memory stays taken. One record alone may be larger.
-const BATCH_EVENTS: usize = 400;
-const BATCH_BYTES: usize = 128 << 10;
+/// A batch, below the contract's limits of 1000 and 1 MiB: larger ones upload no faster, and what they take of memory
+/// stays taken. One record alone may be larger.
+const BATCH_EVENTS: usize = 1000;
+const BATCH_BYTES: usize = 384 << 10;
 /// Batches without a receipt.
 const IN_FLIGHT: usize = 3;
 /// How long records wait for company: long enough to make batches, short enough to follow the trail live.

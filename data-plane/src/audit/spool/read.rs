@@ -12,7 +12,7 @@ use super::files::{SEGMENT_HEAD, segment_path};
 use super::{HEAD, MAX_PAYLOAD, Segment, Spool};
 
 /// Read at once, as a rule.
-const CHUNK: u64 = 160 << 10;
+const CHUNK: u64 = 448 << 10;
 /// Read at once where the usual chunk holds no whole record. Any record fits, so that one that does not is damaged.
 const LARGEST: u64 = (HEAD + MAX_PAYLOAD) as u64;
 
