@@ -15,7 +15,7 @@ use waffles_mcp::Head;
 use crate::audit::Trail;
 use crate::authn::Identity;
 use crate::metrics::Metrics;
-use crate::reject::Reject;
+use crate::reject::{Fault, Reject};
 
 /// Most bytes of one captured payload.
 const MAX_CAPTURE: usize = 64 * 1024;
@@ -211,8 +211,21 @@ impl Record {
         }
     }
 
-    /// Finishes the record with a refusal.
+    /// Finishes the record with a refusal. What is not the client's fault is said in the log as well, under the request id
+    /// that the client was told.
     pub fn refuse(&mut self, reject: &Reject, status: u16) {
+        let (server, reason) = (&*self.server, reject.reason());
+        match (reject.fault(), reject.outcome()) {
+            (Fault::Client, _) => {
+                tracing::debug!(request.id = %self.id, server.name = server, reason, "a message is refused");
+            }
+            (_, Outcome::Internal) => {
+                tracing::error!(request.id = %self.id, server.name = server, reason, "a message cannot be served");
+            }
+            _ => {
+                tracing::warn!(request.id = %self.id, server.name = server, reason, "a message is not served")
+            }
+        }
         if let Some(event) = &mut self.event
             && event.rule.is_empty()
         {

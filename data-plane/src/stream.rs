@@ -306,9 +306,10 @@ impl Relay {
             }
             Purpose::Listen(_) => None,
         };
-        let end =
-            End { outcome: reject.outcome(), status: 200, code: reject.code(), reason: reject.reason() };
-        self.end(end, last);
+        self.terms.record.note_answered();
+        self.terms.record.note_bytes(last.as_ref().map_or(0, Bytes::len));
+        self.terms.record.refuse(reject, 200);
+        self.out.extend(last);
         self.lease = None;
     }
 
