@@ -94,6 +94,8 @@ struct Live {
     streams: usize,
     refused: BTreeMap<(String, String), RejectionDoc>,
     dirty: bool,
+    /// The database knows it.
+    stored: bool,
 }
 
 impl Proxies {
@@ -163,6 +165,7 @@ impl Proxies {
         ctx.require(Permission::ProxiesRead)?;
         let limit = page.limit(MOST_PER_PAGE)?;
         let after: Option<(String, Uuid)> = page.after(LIST)?;
+        self.introduce().await?;
         let rows = store::list(&self.shared.db, after.as_ref(), limit + 1).await?;
         let proxies = self.show(rows).await?;
         Ok(Paged::cut(proxies, limit, LIST, |proxy| (proxy.name.clone(), proxy.id)))
@@ -172,6 +175,7 @@ impl Proxies {
     pub async fn get(&self, ctx: &OpCtx, id_or_name: &str) -> Result<Proxy, Error> {
         ctx.require(Permission::ProxiesRead)?;
         let missing = || Error::NotFound(format!("proxy {}", clean(id_or_name, MOST_NAME)));
+        self.introduce().await?;
         let row = match id_or_name.parse() {
             Ok(id) => store::by_id(&self.shared.db, id).await?,
             Err(_) if id_or_name.contains('\0') => None,
@@ -239,6 +243,29 @@ impl Proxies {
         Ok(rows.into_iter().map(show).collect())
     }
 
+    /// Writes proxies that the database does not know yet: who asks shall see every proxy that is connected.
+    async fn introduce(&self) -> Result<(), Error> {
+        let rows: Vec<ProxyRow> = {
+            let live = self.shared.live.lock();
+            live.values().filter(|entry| !entry.stored).map(|entry| entry.row.clone()).collect()
+        };
+        if rows.is_empty() {
+            return Ok(());
+        }
+        store::put(&self.shared.db, &rows).await?;
+        self.mark_stored(&rows);
+        Ok(())
+    }
+
+    fn mark_stored(&self, rows: &[ProxyRow]) {
+        let mut live = self.shared.live.lock();
+        for row in rows {
+            if let Some(entry) = live.get_mut(&row.id) {
+                entry.stored = true;
+            }
+        }
+    }
+
     /// Writes what changed. Also the last thing before the end, since streams end after the task.
     pub async fn write(&self) -> RosterReport {
         let elsewhere = std::mem::take(&mut *self.shared.elsewhere.lock());
@@ -265,6 +292,9 @@ impl Proxies {
             Ok(())
         };
         let result = tokio::time::timeout(WRITE_TIME, write).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        if result.is_ok() {
+            self.mark_stored(&rows);
+        }
         let mut live = self.shared.live.lock();
         match &result {
             Ok(()) => live.retain(|_, entry| entry.streams > 0 || entry.dirty),
@@ -311,7 +341,7 @@ impl Live {
             nack: None,
             health: None,
         };
-        Self { row, streams: 0, refused: BTreeMap::new(), dirty: true }
+        Self { row, streams: 0, refused: BTreeMap::new(), dirty: true, stored: false }
     }
 
     fn refuse(&mut self, rejection: RejectionDoc) {
