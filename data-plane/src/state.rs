@@ -46,8 +46,9 @@ impl Current {
         self.snapshot.load_full()
     }
 
-    /// The revision, whenever the snapshot is replaced: open streams check themselves again. It is a hint that
-    /// something changed; the same revision may come twice, when a refused resource was mended.
+    /// The revision, whenever the snapshot is replaced: a hint to write it to disk. The same revision may come twice,
+    /// when a refused resource was mended. Open streams do not wait for it: they look by themselves, since a key may end
+    /// without any change.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
