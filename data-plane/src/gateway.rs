@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use chrono::Utc;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method as HttpMethod, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method as HttpMethod, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, timeout_at};
@@ -47,8 +47,28 @@ const DISCARD_TIME: Duration = Duration::from_secs(1);
 pub struct Door {
     /// The tenant that the path names; none means the caller's own.
     pub tenant: Option<String>,
-    /// The server that the path names.
-    pub server: String,
+    /// What the path names.
+    pub scope: Scope,
+}
+
+/// What stands behind a door.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// One server under its own names.
+    Server(String),
+    /// A namespace, federated.
+    Namespace(String),
+    /// Every server that the caller may use, federated.
+    All,
+}
+
+/// Where the client's message comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// The body of its own HTTP request.
+    Wire(Incoming),
+    /// Bytes that another door has read: one of a batch, or what was posted to an HTTP+SSE session.
+    Read(Bytes),
 }
 
 /// What one thread serves with. The configuration, the audit spool and the counters are shared by all threads.
@@ -85,16 +105,18 @@ struct Call {
 
 impl Gateway {
     /// Serves one message, and sees to it that it is recorded and answered whatever happens.
-    pub async fn serve(&self, door: Door, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+    pub async fn serve(&self, door: Door, peer: SocketAddr, parts: Parts, source: Source) -> Response<Body> {
         let snapshot = self.current.load();
         let record = Record::open(Arc::clone(&self.desk), peer.ip().to_canonical(), snapshot.revision);
         let mut exchange =
-            Exchange { snapshot, peer, verb: request.method().clone(), record, id: None, modern: false };
-        let (parts, mut body) = request.into_parts();
-        match self.handle(&mut exchange, &door, &parts, &mut body).await {
+            Exchange { snapshot, peer, verb: parts.method.clone(), record, id: None, modern: false };
+        let mut source = source;
+        match self.handle(&mut exchange, &door, &parts, &mut source).await {
             Ok(response) => response,
             Err(reject) => {
-                discard(&parts, &mut body).await;
+                if let Source::Wire(body) = &mut source {
+                    discard(&parts, body).await;
+                }
                 let response = reject.response(exchange.id.as_ref(), exchange.record.id());
                 exchange.record.refuse(&reject, response.status().as_u16());
                 response.map(Body::full)
@@ -108,11 +130,11 @@ impl Gateway {
         exchange: &mut Exchange,
         door: &Door,
         parts: &Parts,
-        body: &mut Incoming,
+        source: &mut Source,
     ) -> Result<Response<Body>, Reject> {
         check_singletons(&parts.headers)?;
         let identity = self.authenticate(exchange, parts)?;
-        let call = decode(exchange, parts, body).await?;
+        let call = decode(exchange, parts, source).await?;
         let head = call.as_ref().and_then(|call| call.head.as_deref());
         let entry = resolve(exchange, door, &identity)?;
         let permit = Permit::authorize(&identity, &entry, head)?;
@@ -214,7 +236,7 @@ impl Gateway {
 }
 
 /// Reads the client's message: once, strictly, and with the headers that repeat parts of it. None for a GET or DELETE.
-async fn decode(exchange: &mut Exchange, parts: &Parts, body: &mut Incoming) -> Result<Option<Call>, Reject> {
+async fn decode(exchange: &mut Exchange, parts: &Parts, source: &mut Source) -> Result<Option<Call>, Reject> {
     let version = singleton(&parts.headers, &MCP_PROTOCOL_VERSION)?;
     let revision = version.and_then(Revision::parse);
     if exchange.verb != HttpMethod::POST {
@@ -234,7 +256,10 @@ async fn decode(exchange: &mut Exchange, parts: &Parts, body: &mut Incoming) -> 
     if !accepts(&parts.headers, &["application/json", "text/event-stream"]) {
         return Err(Reject::NotAcceptable);
     }
-    let bytes = read(body).await?;
+    let bytes = match source {
+        Source::Wire(body) => read(body).await?,
+        Source::Read(bytes) => std::mem::take(bytes),
+    };
     let message = Message::parse(bytes, &Limits::default())?;
     exchange.id = message.id().cloned().filter(|_| message.kind() == Kind::Request);
     let size = message.bytes().len();
@@ -263,7 +288,7 @@ async fn decode(exchange: &mut Exchange, parts: &Parts, body: &mut Incoming) -> 
 }
 
 /// Reads the body within its limits of size and time.
-async fn read(body: &mut Incoming) -> Result<Bytes, Reject> {
+pub async fn read(body: &mut Incoming) -> Result<Bytes, Reject> {
     if body.size_hint().lower() > MAX_MESSAGE as u64 {
         return Err(Reject::TooLarge(MAX_MESSAGE));
     }
@@ -310,7 +335,8 @@ fn resolve(exchange: &mut Exchange, door: &Door, identity: &Identity) -> Result<
     if door.tenant.as_ref().is_some_and(|tenant| tenant != own) {
         return Err(Reject::UnknownServer("tenant".into()));
     }
-    let entry = exchange.snapshot.server(own, &door.server);
+    let Scope::Server(name) = &door.scope else { return Err(Reject::UnknownPath) };
+    let entry = exchange.snapshot.server(own, name);
     let entry = Arc::clone(entry.ok_or(Reject::UnknownServer("registry".into()))?);
     exchange.record.note_server(&entry, entry.server.spec.name.as_str().into());
     Ok(entry)

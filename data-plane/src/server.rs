@@ -13,7 +13,7 @@ use waffles_core::is_dns_label;
 use waffles_mcp::headers::singleton;
 use waffles_runtime::admin::Gates;
 
-use crate::gateway::{Door, Gateway};
+use crate::gateway::{Door, Gateway, Scope, Source};
 use crate::reject::Reject;
 use crate::stream::Body;
 
@@ -63,7 +63,10 @@ impl Server {
     /// One HTTP request.
     pub async fn serve(self: Arc<Self>, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
         match self.route(&request) {
-            Ok(Route::Door(door)) => self.gateway.serve(door, peer, request).await,
+            Ok(Route::Door(door)) => {
+                let (parts, body) = request.into_parts();
+                self.gateway.serve(door, peer, parts, Source::Wire(body)).await
+            }
             Ok(Route::Health) => plain(StatusCode::OK, "ok\n".into()),
             Ok(Route::Ready) => self.ready(),
             Err(reject) => {
@@ -161,10 +164,18 @@ fn parse(path: &str) -> Option<Route> {
         }
         None => (None, path.strip_prefix('/')?),
     };
-    let server = rest.strip_prefix("mcp/servers/")?;
-    let labels_hold = is_dns_label(server) && tenant.is_none_or(is_dns_label);
-    labels_hold
-        .then(|| Route::Door(Door { tenant: tenant.map(ToOwned::to_owned), server: server.to_owned() }))
+    let scope = match rest.strip_prefix("mcp/") {
+        None if rest == "mcp" => Scope::All,
+        None => return None,
+        Some(below) => match below.split_once('/')? {
+            ("servers", name) if is_dns_label(name) => Scope::Server(name.to_owned()),
+            ("namespaces", name) if is_dns_label(name) => Scope::Namespace(name.to_owned()),
+            _ => return None,
+        },
+    };
+    tenant
+        .is_none_or(is_dns_label)
+        .then(|| Route::Door(Door { tenant: tenant.map(ToOwned::to_owned), scope }))
 }
 
 fn has_secret(uri: &Uri) -> bool {
@@ -192,13 +203,19 @@ mod tests {
     #[test]
     fn a_door_has_one_spelling() {
         let door = |tenant: Option<&str>, server: &str| {
-            Some(Route::Door(Door { tenant: tenant.map(Into::into), server: server.into() }))
+            let scope = Scope::Server(server.into());
+            Some(Route::Door(Door { tenant: tenant.map(Into::into), scope }))
         };
+        let federated = |scope| Some(Route::Door(Door { tenant: None, scope }));
+        assert_eq!(parse("/mcp"), federated(Scope::All));
+        assert_eq!(parse("/mcp/namespaces/team"), federated(Scope::Namespace("team".into())));
         assert_eq!(parse("/mcp/servers/demo"), door(None, "demo"));
         assert_eq!(parse("/t/acme/mcp/servers/demo"), door(Some("acme"), "demo"));
         for path in [
             "/",
-            "/mcp",
+            "/mcp/",
+            "/mcp/namespaces/",
+            "/mcp/namespaces/a/b",
             "/mcp/servers/",
             "/mcp/servers/demo/",
             "/mcp//servers/demo",
