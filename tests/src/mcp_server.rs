@@ -120,6 +120,8 @@ struct State {
     /// Bodies for the next request of a method.
     fed: Mutex<HashMap<String, Body>>,
     tools: Mutex<Vec<Value>>,
+    /// The one era that it speaks; none means both.
+    only: Mutex<Option<Era>>,
     seen: Mutex<VecDeque<Seen>>,
     sessions: Mutex<HashMap<String, Session>>,
     asked: Mutex<HashMap<String, oneshot::Sender<Value>>>,
@@ -144,6 +146,13 @@ impl McpServer {
         let mut server =
             Self { addr: ([127, 0, 0, 1], 0).into(), state: Arc::new(state), stop: CancellationToken::new() };
         server.serve().await;
+        server
+    }
+
+    /// Starts one that speaks this era alone.
+    pub async fn only(era: Era) -> Self {
+        let server = Self::start().await;
+        *server.state.only.lock() = Some(era);
         server
     }
 
@@ -360,6 +369,21 @@ async fn answer(
     let stateless = head.header("mcp-protocol-version") == Some(Era::Stateless.revision());
     let era = if stateless { Era::Stateless } else { Era::Sessions };
     let method = message["method"].as_str().unwrap_or_default().to_owned();
+    let only = *state.only.lock();
+    match only {
+        Some(Era::Sessions) if stateless => {
+            unanswered.answered();
+            return Ok(wire::refusal(StatusCode::BAD_REQUEST, &message, -32600, "a session id is required"));
+        }
+        Some(Era::Stateless) if !stateless => {
+            unanswered.answered();
+            if head.method != Method::POST {
+                return Ok(wire::empty(StatusCode::METHOD_NOT_ALLOWED));
+            }
+            return Ok(wire::refusal(StatusCode::BAD_REQUEST, &message, -32022, "only 2026-07-28"));
+        }
+        _ => {}
+    }
     if let Some(body) = state.fed.lock().remove(&method) {
         unanswered.answered();
         return Ok(wire::sse(body));
