@@ -11,7 +11,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${WAFFLES_SDK_CACHE:-$HOME/.cache/waffles/sdk}
 python=${PYTHON:-python3}
-node_folders="ts-v1 ts-v2 everything conformance"
+node_folders="ts-v1 ts-v2 everything conformance inspector"
 python_folders="py-v1 py-v2"
 
 fail() {

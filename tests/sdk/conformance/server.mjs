@@ -4,8 +4,6 @@
 // node server.mjs PORT
 
 import { randomBytes, randomUUID } from 'node:crypto';
-import { createServer } from 'node:http';
-import { Readable } from 'node:stream';
 import {
     InMemoryServerEventBus,
     McpServer,
@@ -22,6 +20,7 @@ import {
     localhostAllowedOrigins,
     originValidationResponse,
 } from '@modelcontextprotocol/server';
+import { listen, webListener } from '../matrix/serve.mjs';
 
 // A red pixel as PNG, and a WAV file without a sample.
 const PNG = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGP4z8DwHwAFAAH/iZk9HQAAAABJRU5ErkJggg==';
@@ -534,35 +533,5 @@ async function answer(request) {
     );
 }
 
-/** Node's request as the web's, which ends when the client goes away. */
-function webRequest(incoming, gone) {
-    const headers = new Headers();
-    for (let at = 0; at < incoming.rawHeaders.length; at += 2) {
-        headers.append(incoming.rawHeaders[at], incoming.rawHeaders[at + 1]);
-    }
-    const body = ['GET', 'HEAD'].includes(incoming.method) ? undefined : Readable.toWeb(incoming);
-    const url = new URL(incoming.url, `http://${incoming.headers.host ?? 'localhost'}`);
-    return new Request(url, { method: incoming.method, headers, body, duplex: 'half', signal: gone });
-}
-
-const port = Number(process.argv[2] ?? 0);
-createServer(async (incoming, outgoing) => {
-    const gone = new AbortController();
-    outgoing.on('close', () => gone.abort());
-    try {
-        const response = await answer(webRequest(incoming, gone.signal));
-        outgoing.writeHead(response.status, Object.fromEntries(response.headers));
-        outgoing.flushHeaders();
-        if (!response.body) return outgoing.end();
-        const body = Readable.fromWeb(response.body);
-        outgoing.on('close', () => body.destroy());
-        body.on('error', () => outgoing.destroy());
-        body.pipe(outgoing);
-    } catch (error) {
-        console.error(error);
-        if (outgoing.headersSent) outgoing.destroy();
-        else outgoing.writeHead(500).end();
-    }
-}).listen(port, '127.0.0.1', function () {
-    console.log(JSON.stringify({ url: `http://127.0.0.1:${this.address().port}/mcp` }));
-});
+const origin = await listen(webListener(answer), Number(process.argv[2] ?? 0));
+console.log(JSON.stringify({ url: `${origin}/mcp` }));
