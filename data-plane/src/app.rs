@@ -28,13 +28,17 @@ use crate::gateway::Gateway;
 use crate::link::Link;
 use crate::listener::{Caps, Listener};
 use crate::metrics::Metrics;
+use crate::peers;
 use crate::record::Desk;
 use crate::server::{Hosts, Server};
+use crate::shared::Shared;
 use crate::state::{Current, Disk, proxy_id};
 use crate::upstream::Upstream;
 
 /// How often idle connections to servers are closed.
 const SWEEP: Duration = Duration::from_secs(2);
+/// How often sessions and parked calls are looked through for what nobody comes back for.
+const UPKEEP: Duration = Duration::from_secs(2);
 /// How often certificate files are looked at.
 const TLS_RELOAD: Duration = Duration::from_secs(5);
 /// How often gauges are brought up to date.
@@ -67,6 +71,7 @@ pub struct Bound {
 struct Worker {
     current: Arc<Current>,
     authenticator: Arc<Authenticator>,
+    shared: Arc<Shared>,
     desk: Arc<Desk>,
     outbound: OutboundPolicy,
     hosts: Hosts,
@@ -139,6 +144,11 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let worker = Worker {
         current,
         authenticator: Arc::new(Authenticator::default()),
+        shared: Arc::new(Shared::new(peers::own_address(
+            config.peer_url.as_deref(),
+            mcp_addr,
+            tls.is_some(),
+        ))),
         desk,
         outbound: OutboundPolicy {
             allow_private: config.allow_private_upstreams,
@@ -193,6 +203,9 @@ impl Bound {
         }
         let (current, desk) = (Arc::clone(&worker.current), Arc::clone(&worker.desk));
         task::spawn("gauges", gauges(current, desk, status, drain.clone()));
+        let shared = Arc::clone(&worker.shared);
+        let (upstream, current) = (Upstream::new(worker.outbound.clone()), Arc::clone(&worker.current));
+        let keeper = task::spawn("upkeep", upkeep(shared, upstream, current, drain.clone()));
         let threads = worker.start(sockets)?;
         if config.announce {
             announce(&json!({"mcp": self.mcp_addr, "admin": self.admin_addr, "proxy_id": self.proxy_id}))?;
@@ -216,6 +229,9 @@ impl Bound {
         let outcome = trigger.drained_or_signal(&mut signals).await;
         if let Outcome::Forced { held } = outcome {
             tracing::warn!(held, "the grace period is over; some work was cut off");
+        }
+        if keeper.await.is_err() {
+            tracing::error!("the upkeep of sessions had panicked");
         }
         // What was answered until now goes up, if the control plane takes it; the rest is on disk for the next start.
         uplink.ended().await;
@@ -261,6 +277,7 @@ impl Worker {
             current: self.current,
             authenticator: self.authenticator,
             upstream,
+            shared: self.shared,
             desk: self.desk,
             drain: self.drain.clone(),
         };
@@ -297,6 +314,23 @@ async fn sweep(upstream: Upstream, current: Arc<Current>) {
         tokio::time::sleep(SWEEP).await;
         upstream.pool().sweep(&current.load());
     }
+}
+
+/// Gives up what nobody comes back for, and at the end everything: servers are told, while they can be.
+async fn upkeep(shared: Arc<Shared>, upstream: Upstream, current: Arc<Current>, drain: Drain) {
+    loop {
+        tokio::select! {
+            () = drain.ended() => break,
+            () = tokio::time::sleep(UPKEEP) => {}
+        }
+        shared.lot.sweep();
+        shared.sessions.sweep();
+        shared.backs.sweep(&upstream).await;
+        shared.eras.sweep(&current.load());
+        upstream.pool().sweep(&current.load());
+    }
+    shared.lot.clear();
+    shared.backs.drain(&upstream).await;
 }
 
 async fn gauges(current: Arc<Current>, desk: Arc<Desk>, status: Arc<Status>, drain: Drain) {

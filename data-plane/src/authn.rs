@@ -11,6 +11,8 @@ use chrono::{DateTime, Utc};
 use http::{HeaderMap, header};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use moka::sync::Cache;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 use waffles_core::credential::{ApiKey, Claims, key_id, token_key_id};
 use waffles_core::policy::Caller;
 use waffles_core::principal::Principal;
@@ -37,7 +39,49 @@ enum Shown {
     Token { kid: Arc<str>, issued_at: i64, expires_at: i64 },
 }
 
+/// An identity on its way to another proxy: names, no secret.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Carried {
+    principal: Uuid,
+    key: Option<String>,
+    token: Option<(String, i64, i64)>,
+}
+
 impl Identity {
+    /// For another proxy.
+    pub fn carry(&self) -> Carried {
+        let principal = self.principal.id;
+        match &self.shown {
+            Shown::Key(key) => Carried { principal, key: Some(key.id.clone()), token: None },
+            Shown::Token { kid, issued_at, expires_at } => {
+                Carried { principal, key: None, token: Some((kid.to_string(), *issued_at, *expires_at)) }
+            }
+        }
+    }
+
+    /// From another proxy, under our own configuration; none when it is good no more.
+    pub fn carried(snapshot: &Snapshot, carried: Carried, address: IpAddr) -> Option<Self> {
+        let principal = Arc::clone(snapshot.principal(&carried.principal)?);
+        let shown = match (carried.key, carried.token) {
+            (Some(id), _) => {
+                let key = snapshot.key_by_id(&id).filter(|key| key.owner == principal.id)?;
+                Shown::Key(Arc::clone(key))
+            }
+            (None, Some((kid, issued_at, expires_at))) => {
+                snapshot.token_key(&kid)?;
+                Shown::Token { kid: kid.into(), issued_at, expires_at }
+            }
+            (None, None) => return None,
+        };
+        let identity = Self { principal, shown, address };
+        identity.is_current(Utc::now()).then_some(identity)
+    }
+
+    /// Where the client is.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
     /// The principal.
     pub fn principal(&self) -> &Arc<Principal> {
         &self.principal

@@ -57,6 +57,11 @@ pub struct Config {
     #[arg(long, env = "WAFFLES_PUBLIC_HOST", value_delimiter = ',')]
     pub public_host: Vec<String>,
 
+    /// Where other proxies of the group reach this one's MCP address, such as `http://10.0.0.7:8080`; by default the
+    /// address itself, unless it stands for every interface
+    #[arg(long, env = "WAFFLES_PEER_URL")]
+    pub peer_url: Option<String>,
+
     /// Let registered servers have loopback and private addresses
     #[arg(long, env = "WAFFLES_ALLOW_PRIVATE_UPSTREAMS", num_args = 0..=1, default_value_t = false,
           default_missing_value = "true", action = ArgAction::Set)]
@@ -122,6 +127,7 @@ impl Config {
             "workers": self.worker_count(),
             "tls_cert": self.tls_cert,
             "public_host": self.public_host,
+            "peer_url": self.peer_url,
             "allow_private_upstreams": self.allow_private_upstreams,
             "max_connections": self.max_connections,
             "max_connections_per_address": self.max_connections_per_address,

@@ -17,18 +17,27 @@ use waffles_core::snapshot::{ServerEntry, Snapshot};
 use waffles_mcp::headers::{
     self, LAST_EVENT_ID, MCP_PARAM_PREFIX, MCP_PROTOCOL_VERSION, MCP_SESSION_ID, check_singletons, singleton,
 };
+use waffles_mcp::jsonrpc::result_response;
 use waffles_mcp::{Head, Id, Kind, Limits, Message, Method, Revision, head};
 use waffles_runtime::drain::Drain;
 
 use crate::authn::{Authenticator, Identity};
+use crate::bridge::local::{self, Local};
+use crate::bridge::parked::State;
+use crate::bridge::{Errand, Naming};
+use crate::flow::{Flow, Open, Outbox};
+use crate::front::{self, Front};
 use crate::listing;
+use crate::peers;
 use crate::permit::Permit;
 use crate::record::{Desk, End, Record};
 use crate::reject::{Reject, UpstreamFault};
 use crate::session::Session;
+use crate::shared::{Means, Shared};
 use crate::state::Current;
 use crate::stream::{Body, MAX_ANSWER, Purpose, Relay, Terms, end_of};
-use crate::upstream::{Answer, Outgoing, Upstream, collect, next_frame};
+use crate::upstream::eras::{Speaks, is_foreign};
+use crate::upstream::{Answer, Outgoing, Upstream, collect, is_type, next_frame};
 
 /// Most bytes of a client's message.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
@@ -79,6 +88,8 @@ pub struct Gateway {
     pub authenticator: Arc<Authenticator>,
     /// The way to the servers.
     pub upstream: Upstream,
+    /// What the threads share beside the configuration.
+    pub shared: Arc<Shared>,
     /// Where finished records go.
     pub desk: Arc<Desk>,
     /// The process's end.
@@ -94,6 +105,16 @@ struct Exchange {
     /// What the answer must echo.
     id: Option<Id>,
     modern: bool,
+    /// Who sent it, where another proxy has passed it on.
+    passed: Option<Identity>,
+}
+
+/// How a message belongs to its server.
+enum Attached {
+    /// In its own era, perhaps in a session.
+    Native(Option<Session>),
+    /// In another era.
+    Bridged(Front),
 }
 
 /// A client's message, read once.
@@ -106,10 +127,22 @@ struct Call {
 impl Gateway {
     /// Serves one message, and sees to it that it is recorded and answered whatever happens.
     pub async fn serve(&self, door: Door, peer: SocketAddr, parts: Parts, source: Source) -> Response<Body> {
+        self.serve_as(None, door, peer, parts, source).await
+    }
+
+    /// As [`Gateway::serve`], for a message that another proxy passed on, with who sent it.
+    pub async fn serve_as(
+        &self,
+        passed: Option<Identity>,
+        door: Door,
+        peer: SocketAddr,
+        parts: Parts,
+        source: Source,
+    ) -> Response<Body> {
         let snapshot = self.current.load();
         let record = Record::open(Arc::clone(&self.desk), peer.ip().to_canonical(), snapshot.revision);
         let mut exchange =
-            Exchange { snapshot, peer, verb: parts.method.clone(), record, id: None, modern: false };
+            Exchange { snapshot, peer, verb: parts.method.clone(), record, id: None, modern: false, passed };
         let mut source = source;
         match self.handle(&mut exchange, &door, &parts, &mut source).await {
             Ok(response) => response,
@@ -139,9 +172,16 @@ impl Gateway {
         let entry = resolve(exchange, door, &identity)?;
         let permit = Permit::authorize(&identity, &entry, head)?;
         exchange.record.note_rule(permit.rule());
-        let session = attach(exchange, &parts.headers, &permit, head)?;
+        let session = match self.attach(exchange, &parts.headers, &permit, head).await? {
+            Attached::Native(session) => session,
+            Attached::Bridged(front) => return self.bridge(exchange, parts, permit, front, call).await,
+        };
         let outgoing = translate(exchange, parts, call.as_ref(), session.as_ref());
         let answer = self.forward(exchange, &permit, outgoing, call.as_ref()).await?;
+        if let Some(front) = self.falls_back(exchange, &permit, head, &answer).await? {
+            answer.body.recycle();
+            return self.bridge(exchange, parts, permit, front, call).await;
+        }
         self.encode(exchange, permit, call, answer).await
     }
 
@@ -149,9 +189,263 @@ impl Gateway {
     fn authenticate(&self, exchange: &mut Exchange, parts: &Parts) -> Result<Identity, Reject> {
         let address = exchange.peer.ip();
         let now = exchange.record.opened_at();
-        let identity = self.authenticator.authenticate(&exchange.snapshot, &parts.headers, address, now)?;
+        let identity = match &exchange.passed {
+            Some(identity) => identity.clone(),
+            None => self.authenticator.authenticate(&exchange.snapshot, &parts.headers, address, now)?,
+        };
         exchange.record.note_identity(&identity);
         Ok(identity)
+    }
+
+    /// How the message belongs to the server: in its own era, perhaps in its session, or over the bridge.
+    async fn attach(
+        &self,
+        exchange: &Exchange,
+        headers: &HeaderMap,
+        permit: &Permit,
+        head: Option<&Head>,
+    ) -> Result<Attached, Reject> {
+        if let (true, Some(head)) = (exchange.modern, head) {
+            return Ok(match self.shared.eras.stateless(&self.upstream, permit).await? {
+                Some(_) => Attached::Native(None),
+                None => Attached::Bridged(Front::stateless(head)),
+            });
+        }
+        let sessions = self.shared.eras.seen(&permit.entry().server).sessions;
+        if let Some(head) = head.filter(|head| head.method == Method::Initialize) {
+            return Ok(match sessions {
+                Speaks::No => Attached::Bridged(Front::opening(head)),
+                _ => Attached::Native(None),
+            });
+        }
+        let settings = exchange.snapshot.settings().ok_or(Reject::NotReady)?;
+        let principal = permit.identity().principal().id;
+        let now = exchange.record.opened_at();
+        let server = permit.entry().server.id;
+        match singleton(headers, &MCP_SESSION_ID)? {
+            Some(id) if front::Session::is_own(id) => {
+                let door = server.to_string();
+                let sessions = &self.shared.sessions;
+                let session = sessions.find(id, &settings.seal, principal, &door, now.timestamp())?;
+                Ok(Attached::Bridged(Front::of(session)))
+            }
+            Some(id) => Session::open(id, &settings.seal, principal, server, now)
+                .map(|session| Attached::Native(Some(session))),
+            None if sessions.is_no() => Err(Reject::SessionRequired),
+            None => Ok(Attached::Native(None)),
+        }
+    }
+
+    /// Whether a server that was asked for a session has none to give, because it speaks another era; then its client
+    /// gets one from us.
+    async fn falls_back(
+        &self,
+        exchange: &Exchange,
+        permit: &Permit,
+        head: Option<&Head>,
+        answer: &Answer,
+    ) -> Result<Option<Front>, Reject> {
+        let Some(head) = head.filter(|head| head.method == Method::Initialize && !exchange.modern) else {
+            return Ok(None);
+        };
+        let server = &permit.entry().server;
+        if answer.status.is_success() {
+            let revision = Revision::LATEST_LEGACY;
+            if !self.shared.eras.seen(server).sessions.is_yes() {
+                self.shared.eras.note(server, |seen| seen.sessions = Speaks::Yes(revision));
+            }
+            return Ok(None);
+        }
+        if !is_foreign(answer.status.as_u16()) {
+            return Ok(None);
+        }
+        let stateless = self.shared.eras.stateless(&self.upstream, permit).await?.is_some();
+        let http_sse =
+            matches!(answer.status.as_u16(), 404 | 405) && !self.shared.eras.seen(server).http_sse.is_no();
+        if !stateless && !http_sse {
+            return Ok(None);
+        }
+        self.shared.eras.note(server, |seen| seen.sessions = Speaks::No);
+        Ok(Some(Front::opening(head)))
+    }
+
+    /// A message whose client and server speak different eras.
+    async fn bridge(
+        &self,
+        exchange: &mut Exchange,
+        parts: &Parts,
+        permit: Permit,
+        front: Front,
+        call: Option<Call>,
+    ) -> Result<Response<Body>, Reject> {
+        let Some(Call { message, head }) = call else {
+            return self.stand(exchange, parts, permit, front).await;
+        };
+        let Some(head) = head else {
+            // The client's answer to a question of ours. One that nobody waits for is late, and dropped.
+            let owner = self.owner_of_question(exchange, &message);
+            if let Some(owner) = owner {
+                return self.pass_on(exchange, &owner, &permit, parts, message.bytes()).await;
+            }
+            if let Some(session) = &front.session {
+                session.answer(message);
+            }
+            return Ok(empty(exchange, Response::new(Body::Empty), StatusCode::ACCEPTED));
+        };
+        if head.method == Method::Initialize && front.session.is_none() && !front.is_stateless() {
+            return self.open(exchange, permit, front, &head).await;
+        }
+        match local::of(&front, &head)? {
+            Local::Result(result) => answer(exchange, &result),
+            Local::Accepted => Ok(empty(exchange, Response::new(Body::Empty), StatusCode::ACCEPTED)),
+            Local::Describe => {
+                let described = self.means().describe(&front, &permit).await?;
+                answer(exchange, &local::describe(&described, front.revision))
+            }
+            Local::Listen => Err(Reject::MethodNotFound { modern: true }),
+            Local::Ask => self.ask(exchange, parts, permit, front, message, head).await,
+        }
+    }
+
+    /// Begins a session of the gateway's own, for a client whose server has none to give.
+    async fn open(
+        &self,
+        exchange: &mut Exchange,
+        permit: Permit,
+        front: Front,
+        head: &Head,
+    ) -> Result<Response<Body>, Reject> {
+        let settings = Arc::clone(exchange.snapshot.settings().ok_or(Reject::NotReady)?);
+        let revision = local::agree(head.protocol_version.as_deref());
+        let principal = permit.identity().principal().id;
+        let door = permit.entry().server.id.to_string();
+        let session = front::Session::begin(principal, door, revision, &front.client)?;
+        let session = self.shared.sessions.add(session)?;
+        let front = Front::of(Arc::clone(&session));
+        let described = self.means().describe(&front, &permit).await?;
+        let id = session.seal(&settings.seal, exchange.record.opened_at().timestamp())?;
+        let mut response = answer(exchange, &local::describe(&described, revision))?;
+        response.headers_mut().insert(MCP_SESSION_ID, id);
+        Ok(response)
+    }
+
+    /// A GET or DELETE of a session of the gateway's own.
+    async fn stand(
+        &self,
+        exchange: &mut Exchange,
+        parts: &Parts,
+        permit: Permit,
+        front: Front,
+    ) -> Result<Response<Body>, Reject> {
+        let session = front.session.ok_or(Reject::SessionRequired)?;
+        if exchange.verb == HttpMethod::DELETE {
+            self.shared.sessions.end(&session);
+            self.shared.backs.end_of(&self.upstream, session.nonce).await;
+            return Ok(empty(exchange, Response::new(Body::Empty), StatusCode::NO_CONTENT));
+        }
+        let open = Open::new(&self.desk.metrics.open_streams);
+        if let Some(event_id) = singleton(&parts.headers, &LAST_EVENT_ID)?
+            && let Some(outbox) = session.resume(event_id)
+        {
+            exchange.record.finish(End { status: 200, reason: "resumed", ..End::default() });
+            return Ok(Flow::reading(outbox, open).stream());
+        }
+        drop(permit);
+        Err(Reject::MethodNotAllowed)
+    }
+
+    /// Asks the server, over the bridge.
+    async fn ask(
+        &self,
+        exchange: &mut Exchange,
+        parts: &Parts,
+        permit: Permit,
+        front: Front,
+        message: Message,
+        head: Box<Head>,
+    ) -> Result<Response<Body>, Reject> {
+        let entry = Arc::clone(permit.entry());
+        let state = match head.request_state.as_deref().filter(|_| front.is_stateless()) {
+            Some(text) => {
+                let settings = exchange.snapshot.settings().ok_or(Reject::NotReady)?;
+                Some(State::open(
+                    text,
+                    &settings.seal,
+                    &permit,
+                    &head,
+                    exchange.record.opened_at().timestamp(),
+                )?)
+            }
+            None => None,
+        };
+        let owner = state
+            .as_ref()
+            .and_then(|state| state.owner.clone())
+            .filter(|owner| self.is_other(exchange, owner));
+        if let Some(owner) = owner {
+            return self.pass_on(exchange, &owner, &permit, parts, message.bytes()).await;
+        }
+        self.desk.trail.admit(entry.server.spec.audit).map_err(|_| Reject::AuditUnavailable)?;
+        exchange.record.capture_request(&entry, message.params().as_deref());
+        exchange.record.note_asked();
+        let survives = front.session.is_some();
+        let out = front.session.as_ref().map_or_else(Outbox::default, |session| session.stream());
+        let until = exchange.record.started() + entry.server.spec.timeouts.total;
+        let errand = Errand {
+            means: self.means(),
+            front,
+            permit,
+            naming: Naming::Own,
+            message,
+            head,
+            edits: Vec::new(),
+            record: exchange.record.hand_over(),
+            out: out.clone(),
+            state,
+            until,
+            asked: false,
+        };
+        let open = Open::new(&self.desk.metrics.open_streams);
+        Ok(Flow::new(errand.run(), out, survives, open).respond().await)
+    }
+
+    /// Whether an address is that of another proxy. What was passed on once is not passed on again.
+    fn is_other(&self, exchange: &Exchange, owner: &str) -> bool {
+        exchange.passed.is_none() && self.shared.address.as_deref() != Some(owner)
+    }
+
+    /// The other proxy that has asked the client what it answers here.
+    fn owner_of_question(&self, exchange: &Exchange, answer: &Message) -> Option<String> {
+        let id = answer.id()?.text();
+        let (_, mark) = id.strip_prefix("waffles-")?.split_once('.')?;
+        let owner = peers::marked(&exchange.snapshot.settings()?.seal, mark)?;
+        self.is_other(exchange, &owner).then_some(owner)
+    }
+
+    /// Passes a message on to the proxy that holds what it is for. That proxy keeps the record.
+    async fn pass_on(
+        &self,
+        exchange: &mut Exchange,
+        owner: &str,
+        permit: &Permit,
+        parts: &Parts,
+        message: &[u8],
+    ) -> Result<Response<Body>, Reject> {
+        let settings = exchange.snapshot.settings().ok_or(Reject::NotReady)?;
+        let now = exchange.record.opened_at().timestamp();
+        let response = peers::pass_on(owner, &settings.seal, permit.identity(), parts, message, now).await?;
+        exchange.record.leave();
+        Ok(response)
+    }
+
+    fn means(&self) -> Means {
+        Means {
+            shared: Arc::clone(&self.shared),
+            upstream: self.upstream.clone(),
+            current: Arc::clone(&self.current),
+            desk: Arc::clone(&self.desk),
+            drain: self.drain.clone(),
+        }
     }
 
     /// Sends the message to the server. Under `audit = strict` not before a record of it is sure to be kept.
@@ -287,10 +581,15 @@ async fn decode(exchange: &mut Exchange, parts: &Parts, source: &mut Source) -> 
     }
 }
 
-/// Reads the body within its limits of size and time.
+/// Reads a message within its limits of size and time.
 pub async fn read(body: &mut Incoming) -> Result<Bytes, Reject> {
-    if body.size_hint().lower() > MAX_MESSAGE as u64 {
-        return Err(Reject::TooLarge(MAX_MESSAGE));
+    read_up_to(body, MAX_MESSAGE).await
+}
+
+/// Reads a body of at most so many bytes, within the limits of time.
+pub async fn read_up_to(body: &mut Incoming, most: usize) -> Result<Bytes, Reject> {
+    if body.size_hint().lower() > most as u64 {
+        return Err(Reject::TooLarge(most));
     }
     let started = Instant::now();
     let mut whole = Bytes::new();
@@ -302,8 +601,8 @@ pub async fn read(body: &mut Incoming) -> Result<Bytes, Reject> {
             Ok(Some(Err(_))) | Err(_) => return Err(Reject::SlowBody),
         };
         let Ok(data) = frame.into_data() else { continue };
-        if whole.len() + data.len() > MAX_MESSAGE {
-            return Err(Reject::TooLarge(MAX_MESSAGE));
+        if whole.len() + data.len() > most {
+            return Err(Reject::TooLarge(most));
         }
         if whole.is_empty() {
             whole = data;
@@ -342,23 +641,6 @@ fn resolve(exchange: &mut Exchange, door: &Door, identity: &Identity) -> Result<
     Ok(entry)
 }
 
-/// The session that the message belongs to. The stateless revision has none, and `initialize` begins one.
-fn attach(
-    exchange: &Exchange,
-    headers: &HeaderMap,
-    permit: &Permit,
-    head: Option<&Head>,
-) -> Result<Option<Session>, Reject> {
-    if exchange.modern || head.is_some_and(|head| head.method == Method::Initialize) {
-        return Ok(None);
-    }
-    let Some(id) = singleton(headers, &MCP_SESSION_ID)? else { return Ok(None) };
-    let settings = exchange.snapshot.settings().ok_or(Reject::NotReady)?;
-    let principal = permit.identity().principal().id;
-    let now = exchange.record.opened_at();
-    Session::open(id, &settings.seal, principal, permit.entry().server.id, now).map(Some)
-}
-
 /// The message for the server: the same in its bytes of `params` and `result`, under headers made anew. Nothing else
 /// that the client sent leaves: above all not its credential.
 fn translate(exchange: &Exchange, parts: &Parts, call: Option<&Call>, session: Option<&Session>) -> Outgoing {
@@ -393,6 +675,7 @@ fn translate(exchange: &Exchange, parts: &Parts, call: Option<&Call>, session: O
         headers: to,
         body: call.map(|call| call.message.rewrite()).unwrap_or_default(),
         endpoint: session.map(|session| session.endpoint),
+        path: None,
     }
 }
 
@@ -446,6 +729,18 @@ async fn whole(
     Ok(response)
 }
 
+/// A result of our own.
+fn answer(exchange: &mut Exchange, result: &[u8]) -> Result<Response<Body>, Reject> {
+    let id = exchange.id.as_ref().ok_or(Reject::Internal("request_without_id"))?;
+    let bytes = result_response(id, result);
+    exchange.record.note_answered();
+    exchange.record.note_bytes(bytes.len());
+    exchange.record.finish(End { status: 200, ..End::default() });
+    let mut response = Response::new(Body::full(bytes));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
 /// An answer without a body.
 fn empty(exchange: &mut Exchange, mut response: Response<Body>, status: StatusCode) -> Response<Body> {
     exchange.record.note_answered();
@@ -485,12 +780,6 @@ async fn refusal(exchange: &mut Exchange, answer: Answer) -> Result<Response<Bod
         response.headers_mut().insert(header::RETRY_AFTER, retry_after);
     }
     Ok(response)
-}
-
-/// Whether the body is of a media type, whatever its parameters.
-fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(wanted)
 }
 
 /// Whether the client takes all of these.

@@ -9,11 +9,16 @@ pub mod server;
 
 pub mod gateway;
 
+pub mod bridge;
+
 pub mod authn;
+pub mod front;
 pub mod listing;
 pub mod permit;
 pub mod session;
 
+pub mod flow;
+pub mod shared;
 pub mod stream;
 pub mod upstream;
 
@@ -22,6 +27,7 @@ pub mod discovery;
 mod durable;
 mod link;
 pub mod metrics;
+pub mod peers;
 pub mod record;
 pub mod reject;
 pub mod state;

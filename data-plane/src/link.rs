@@ -129,6 +129,8 @@ impl Connection {
 #[derive(Debug)]
 pub(crate) struct BackOff {
     limit: Duration,
+    least: Duration,
+    most: Duration,
 }
 
 impl BackOff {
@@ -136,7 +138,12 @@ impl BackOff {
     const MOST: Duration = Duration::from_secs(15);
 
     pub(crate) fn new() -> Self {
-        Self { limit: Self::LEAST * 2 }
+        Self::between(Self::LEAST, Self::MOST)
+    }
+
+    /// Other limits than those for the control plane.
+    pub(crate) fn between(least: Duration, most: Duration) -> Self {
+        Self { limit: least * 2, least, most }
     }
 
     /// How long to wait before the next attempt.
@@ -147,14 +154,14 @@ impl BackOff {
             Ok(()) => f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX),
             Err(_) => 1.0,
         };
-        let wait = Self::LEAST + (self.limit - Self::LEAST).mul_f64(spread);
-        self.limit = (self.limit * 2).min(Self::MOST);
+        let wait = self.least + (self.limit - self.least).mul_f64(spread);
+        self.limit = (self.limit * 2).min(self.most);
         wait
     }
 
     /// The other side is well: the next failure is the first again.
     pub(crate) fn reset(&mut self) {
-        *self = Self::new();
+        *self = Self::between(self.least, self.most);
     }
 }
 

@@ -234,6 +234,11 @@ impl Record {
         self.finish(End { outcome: reject.outcome(), status, code: reject.code(), reason: reject.reason() });
     }
 
+    /// Another proxy keeps the record of this exchange.
+    pub fn leave(&mut self) {
+        self.event = None;
+    }
+
     /// Finishes the record: it is on disk when this returns. Later calls do nothing.
     pub fn finish(&mut self, end: End) {
         let Some(mut event) = self.event.take() else { return };

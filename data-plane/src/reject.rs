@@ -153,6 +153,36 @@ pub enum Reject {
         /// Whether any of the message may have reached the server.
         sent: bool,
     },
+    /// More of something than one caller may hold.
+    #[error("too many {0}; finish some first")]
+    TooMany(&'static str),
+    /// No method of the revision that the client speaks [2026-07-28 basic/index#errors].
+    #[error("Method not found")]
+    MethodNotFound {
+        /// The stateless revision says 404; in a session that would mean that the session is gone.
+        modern: bool,
+    },
+    /// A log level that no revision knows.
+    #[error("unknown log level")]
+    BadLevel,
+    /// Only with a session can this server be used in this revision.
+    #[error("send `initialize` first, and the Mcp-Session-Id of its answer with every message")]
+    SessionRequired,
+    /// `requestState` that we did not give for this request, or not to this caller, or not any more.
+    #[error("the request state is not valid; send the request again without it")]
+    BadRequestState(&'static str),
+    /// The server asked something, and the client gave no answer.
+    #[error("the server asked for input that the client did not give")]
+    NoAnswer,
+    /// The server asks something, and there is no session to ask in.
+    #[error("the server asks for input, and there is no session to ask in")]
+    NoWayToAsk,
+    /// The proxy that holds what this message is for cannot be reached.
+    #[error("the proxy that waits for this is gone; send the request again without its state")]
+    PeerGone,
+    /// The client has taken its request back.
+    #[error("the request was cancelled")]
+    Cancelled,
     /// No configuration yet.
     #[error("the gateway has no configuration yet")]
     NotReady,
@@ -207,6 +237,15 @@ impl Reject {
             Self::UnknownSession => "unknown_session",
             Self::AuditUnavailable => "audit_unavailable",
             Self::Upstream { fault, .. } => fault.reason(),
+            Self::TooMany(_) => "too_many",
+            Self::MethodNotFound { .. } => "method_not_found",
+            Self::BadLevel => "bad_level",
+            Self::SessionRequired => "session_required",
+            Self::BadRequestState(reason) => reason,
+            Self::NoAnswer => "no_answer",
+            Self::NoWayToAsk => "no_way_to_ask",
+            Self::PeerGone => "peer_gone",
+            Self::Cancelled => "cancelled",
             Self::NotReady => "not_ready",
         }
     }
@@ -235,9 +274,19 @@ impl Reject {
     /// [2026-07-28 basic/index#errors].
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::UnknownPath | Self::UnknownServer(_) | Self::ServerDisabled | Self::UnknownSession => {
-                StatusCode::NOT_FOUND
-            }
+            Self::UnknownPath
+            | Self::UnknownServer(_)
+            | Self::ServerDisabled
+            | Self::UnknownSession
+            | Self::MethodNotFound { modern: true } => StatusCode::NOT_FOUND,
+            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::MethodNotFound { modern: false }
+            | Self::BadLevel
+            | Self::BadRequestState(_)
+            | Self::NoAnswer
+            | Self::NoWayToAsk
+            | Self::PeerGone
+            | Self::Cancelled => StatusCode::OK,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::ForeignHost | Self::ForeignOrigin | Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
@@ -251,6 +300,7 @@ impl Reject {
             | Self::Head(_)
             | Self::UnexpectedAnswer
             | Self::Refused
+            | Self::SessionRequired
             | Self::UnsupportedVersion(_) => StatusCode::BAD_REQUEST,
             Self::UnknownTool { .. } => StatusCode::OK,
             Self::AuditUnavailable | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
@@ -267,7 +317,9 @@ impl Reject {
             Self::Parse(error) => error.code(),
             Self::Head(error) => error.code(),
             Self::UnsupportedVersion(_) => code::UNSUPPORTED_PROTOCOL_VERSION,
-            Self::UnknownTool { .. } => code::INVALID_PARAMS,
+            Self::UnknownTool { .. } | Self::BadRequestState(_) | Self::BadLevel => code::INVALID_PARAMS,
+            Self::MethodNotFound { .. } => code::METHOD_NOT_FOUND,
+            Self::NoAnswer | Self::NoWayToAsk | Self::PeerGone | Self::TooMany(_) => code::INTERNAL_ERROR,
             Self::AuditUnavailable | Self::Upstream { .. } | Self::NotReady | Self::Internal(_) => {
                 code::INTERNAL_ERROR
             }
@@ -287,7 +339,8 @@ impl Reject {
             | Self::Forbidden(_) => Outcome::Denied,
             Self::Refused => Outcome::Error,
             Self::Upstream { .. } => Outcome::UpstreamFailed,
-            Self::AuditUnavailable | Self::NotReady => Outcome::Shed,
+            Self::AuditUnavailable | Self::NotReady | Self::TooMany(_) => Outcome::Shed,
+            Self::Cancelled => Outcome::Cancelled,
             Self::Internal(_) => Outcome::Internal,
             _ => Outcome::Invalid,
         }
@@ -322,7 +375,7 @@ impl Reject {
                 headers
                     .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"waffles\""));
             }
-            Self::AuditUnavailable | Self::NotReady => {
+            Self::AuditUnavailable | Self::NotReady | Self::TooMany(_) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::MethodNotAllowed => {

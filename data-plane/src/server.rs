@@ -13,9 +13,13 @@ use waffles_core::is_dns_label;
 use waffles_mcp::headers::singleton;
 use waffles_runtime::admin::Gates;
 
-use crate::gateway::{Door, Gateway, Scope, Source};
+use crate::gateway::{Door, Gateway, Scope, Source, read_up_to};
+use crate::peers;
 use crate::reject::Reject;
 use crate::stream::Body;
+
+/// Most bytes of what another proxy passes on: a whole message, packed.
+const MAX_SEALED: usize = 8 * 1024 * 1024;
 
 /// Query parameters by which credentials come to stand in logs.
 const SECRET_PARAMETERS: [&str; 11] = [
@@ -56,6 +60,8 @@ pub struct Server {
 enum Route {
     Health,
     Ready,
+    /// What another proxy of the group passes on.
+    Peer,
     Door(Door),
 }
 
@@ -67,6 +73,7 @@ impl Server {
                 let (parts, body) = request.into_parts();
                 self.gateway.serve(door, peer, parts, Source::Wire(body)).await
             }
+            Ok(Route::Peer) => self.passed(peer, request).await,
             Ok(Route::Health) => plain(StatusCode::OK, "ok\n".into()),
             Ok(Route::Ready) => self.ready(),
             Err(reject) => {
@@ -85,9 +92,35 @@ impl Server {
         let method = request.method();
         let served = match route {
             Route::Health | Route::Ready => method == Method::GET,
+            Route::Peer => method == Method::POST,
             Route::Door(_) => [Method::POST, Method::GET, Method::DELETE].contains(method),
         };
         if served { Ok(route) } else { Err(Reject::MethodNotAllowed) }
+    }
+
+    /// A message that a client brought to another proxy, and that is for something that this one holds.
+    async fn passed(&self, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+        let refused = |reject: &Reject| {
+            self.gateway.desk.metrics.refused(reject.reason());
+            reject.response(None, Uuid::now_v7()).map(Body::full)
+        };
+        let (mut parts, mut body) = request.into_parts();
+        let sealed = match read_up_to(&mut body, MAX_SEALED).await {
+            Ok(sealed) => sealed,
+            Err(reject) => return refused(&reject),
+        };
+        let snapshot = self.gateway.current.load();
+        let passed = match peers::open(&snapshot, &sealed, chrono::Utc::now().timestamp()) {
+            Ok(passed) => passed,
+            Err(reject) => return refused(&reject),
+        };
+        let (Some(Route::Door(door)), Ok(uri)) = (parse(&passed.path), passed.path.parse()) else {
+            return refused(&Reject::UnknownPath);
+        };
+        parts.headers = passed.headers;
+        parts.uri = uri;
+        let source = Source::Read(passed.body);
+        self.gateway.serve_as(Some(passed.identity), door, peer, parts, source).await
     }
 
     fn ready(&self) -> Response<Body> {
@@ -155,6 +188,7 @@ fn parse(path: &str) -> Option<Route> {
     match path {
         "/health" => return Some(Route::Health),
         "/ready" => return Some(Route::Ready),
+        peers::PATH => return Some(Route::Peer),
         _ => {}
     }
     let (tenant, rest) = match path.strip_prefix("/t/") {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use waffles_core::audit::Outcome;
 use waffles_mcp::jsonrpc::result_response;
@@ -18,6 +19,7 @@ use waffles_mcp::sse::{Decoder, Event, Item, KEEP_ALIVE, encode};
 use waffles_mcp::{Id, Kind, Limits, Message, Method, Slot};
 use waffles_runtime::drain::Drain;
 
+use crate::flow::Flow;
 use crate::listing;
 use crate::permit::Permit;
 use crate::record::{End, Record};
@@ -40,6 +42,10 @@ pub enum Body {
     Full(Option<Bytes>),
     /// An event stream.
     Relay(Box<Relay>),
+    /// Bridged work.
+    Flow(Box<Flow>),
+    /// The answer of another proxy.
+    Passed(Incoming),
 }
 
 impl Body {
@@ -61,6 +67,11 @@ impl HttpBody for Body {
             Self::Empty => Poll::Ready(None),
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Relay(relay) => relay.poll(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
+            // Where the other proxy breaks off, so do we: the client cannot take it for the end of its answer.
+            Self::Passed(body) => {
+                Pin::new(body).poll_frame(cx).map(|frame| frame.and_then(Result::ok).map(Ok))
+            }
+            Self::Flow(flow) => flow.poll(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
@@ -68,7 +79,8 @@ impl HttpBody for Body {
         match self {
             Self::Empty | Self::Full(None) => true,
             Self::Full(Some(bytes)) => bytes.is_empty(),
-            Self::Relay(_) => false,
+            Self::Relay(_) | Self::Flow(_) => false,
+            Self::Passed(body) => body.is_end_stream(),
         }
     }
 
@@ -76,7 +88,7 @@ impl HttpBody for Body {
         match self {
             Self::Empty | Self::Full(None) => SizeHint::with_exact(0),
             Self::Full(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Relay(_) => SizeHint::default(),
+            Self::Relay(_) | Self::Flow(_) | Self::Passed(_) => SizeHint::default(),
         }
     }
 }

@@ -1,12 +1,17 @@
 //! One message to one server: pick an endpoint, attempt, try another one while nothing has left this process, give up.
 //! Knows endpoints, attempts and time; not principals, policy or what a message says.
 
+pub mod backs;
+pub mod eras;
 mod http;
+mod inbox;
+mod line;
 mod pool;
+pub mod schemas;
 
 use std::sync::Arc;
 
-use ::http::{HeaderMap, Method, StatusCode};
+use ::http::{HeaderMap, Method, StatusCode, Uri};
 use bytes::Bytes;
 use waffles_runtime::outbound::OutboundPolicy;
 
@@ -15,6 +20,7 @@ use crate::reject::Reject;
 
 use http::Failed;
 pub use http::{Lease, collect, next_frame};
+pub use inbox::{Heard, Inbox};
 pub use pool::Pool;
 
 /// What is sent, but for what the registration adds: address, host, credential.
@@ -28,6 +34,8 @@ pub struct Outgoing {
     pub body: Bytes,
     /// The endpoint that holds the session.
     pub endpoint: Option<u16>,
+    /// Another path than the endpoint's own, at the same host: where an HTTP+SSE server takes messages.
+    pub path: Option<Uri>,
 }
 
 /// What came back: the head, and the body as it comes.
@@ -66,11 +74,12 @@ impl Upstream {
         let prepared = self.pool.prepare(permit.entry())?;
         let timeouts = permit.entry().server.spec.timeouts;
         let endpoints = prepared.order(outgoing.endpoint);
+        let path = outgoing.path.clone();
         let mut request = prepared.request(outgoing);
         // A session whose endpoint is gone has no other to go to.
         let mut last = Reject::UnknownSession;
         for endpoint in endpoints {
-            match http::attempt(&self.pool, &prepared, endpoint, request, &timeouts).await {
+            match http::attempt(&self.pool, &prepared, endpoint, path.as_ref(), request, &timeouts).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failed { reject, unsent: Some(unsent) }) if reject.retryable() => {
                     (last, request) = (reject, unsent);
@@ -80,4 +89,11 @@ impl Upstream {
         }
         Err(last)
     }
+}
+
+/// Whether the body is of a media type, whatever its parameters.
+pub fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
+    let value =
+        headers.get(::http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(wanted)
 }

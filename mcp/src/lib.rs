@@ -2,6 +2,8 @@
 //! framing, as a gateway needs them. It reads a message once and strictly, borrows from the bytes it was given, and
 //! passes on unread what the gateway does not act on. It does no I/O, knows no runtime and decides no policy.
 
+pub mod capability;
+mod edit;
 pub mod era;
 mod fault;
 mod fields;
@@ -9,8 +11,11 @@ pub mod headers;
 pub mod jsonrpc;
 pub mod listing;
 pub mod message;
+pub mod names;
 mod scan;
 pub mod sse;
+pub mod translate;
+pub mod uris;
 
 pub use era::{Era, Revision};
 pub use fault::{Fault, Limits};

@@ -18,6 +18,57 @@ pub struct Item<'a> {
     pub raw: &'a [u8],
 }
 
+/// One entry of a list, kept beyond its message.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// What it is known by.
+    pub name: String,
+    /// The whole object, as it came: a slice of its message.
+    pub raw: bytes::Bytes,
+}
+
+/// The entries of a list, and where its next page starts. An entry without a readable name is left out.
+pub fn entries(result: &bytes::Bytes, key: &str) -> Result<(Vec<Kept>, Option<String>), ParseError> {
+    let list = read(result, key)?;
+    let kept = |entry: &Entry| {
+        let name = entry.name?.text(result)?.into_owned();
+        Some(Kept { name, raw: result.slice(entry.item.range()) })
+    };
+    let kept = list.entries.iter().filter_map(kept).collect();
+    Ok((kept, crate::edit::get_text(result, "nextCursor")))
+}
+
+/// An entry under another name; `field` is `name`, `uri` or `uriTemplate`.
+pub fn renamed(raw: &[u8], field: &str, name: &str) -> bytes::Bytes {
+    use crate::edit::{Fate, edit};
+    let edited = edit(raw, &[], |key, _, _| {
+        Ok(if key == field { Fate::Become(json_string(name).into_bytes()) } else { Fate::Keep })
+    });
+    edited.map_or_else(|_| bytes::Bytes::copy_from_slice(raw), bytes::Bytes::from)
+}
+
+/// The bytes of a list's result.
+pub fn list_result<'a>(
+    key: &str,
+    entries: impl IntoIterator<Item = &'a bytes::Bytes>,
+    next_cursor: Option<&str>,
+) -> bytes::Bytes {
+    let mut array = vec![b'['];
+    for entry in entries {
+        if array.len() > 1 {
+            array.push(b',');
+        }
+        array.extend_from_slice(entry);
+    }
+    array.push(b']');
+    let mut result = crate::edit::Writer::new(array.len() + 64);
+    result.put(key, &array);
+    if let Some(cursor) = next_cursor {
+        result.put("nextCursor", json_string(cursor).as_bytes());
+    }
+    result.end().into()
+}
+
 /// What becomes of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {

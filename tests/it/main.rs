@@ -8,6 +8,7 @@
 )]
 
 mod auth;
+mod bridge;
 mod call;
 mod clients;
 mod discovery;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
-use http::header;
+use http::{Uri, header};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -57,13 +57,14 @@ pub(super) async fn attempt(
     pool: &Arc<Pool>,
     prepared: &Arc<Prepared>,
     endpoint: u16,
+    path: Option<&Uri>,
     mut request: Outbound,
     timeouts: &Timeouts,
 ) -> Result<Answer, Failed> {
     let Some(target) = prepared.targets.get(usize::from(endpoint)) else {
         return Err(Failed::unsent(UpstreamFault::Unreachable, request));
     };
-    *request.uri_mut() = target.uri.clone();
+    *request.uri_mut() = path.unwrap_or(&target.uri).clone();
     request.headers_mut().insert(header::HOST, target.host_header.clone());
     loop {
         let (mut connection, fresh) = match pool.take(prepared, endpoint) {

@@ -1,0 +1,461 @@
+//! Subscriptions: many clients that listen, few subscriptions at servers. Those who may see the same of a server share one,
+//! whoever they are and whichever era they speak. A listener is told what servers say, what was perhaps missed while a
+//! server was away, and what a change of the configuration does to what it sees. One ticker looks after all of them.
+
+mod feed;
+mod listener;
+mod source;
+mod topic;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use aws_lc_rs::{digest, rand};
+use http::Response;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use uuid::Uuid;
+use waffles_core::snapshot::Snapshot;
+use waffles_mcp::translate::notice::{Filter, Kind};
+use waffles_runtime::task;
+
+use self::feed::{Decided, Feed, Key, Member};
+use self::listener::{Looked, Listener, Listening};
+use self::topic::Topic;
+use crate::authn::Identity;
+use crate::bridge::Naming;
+use crate::flow::{Open, Outbox};
+use crate::front::Session;
+use crate::permit::Permit;
+use crate::record::Record;
+use crate::reject::Reject;
+use crate::shared::Means;
+use crate::stream::Body;
+
+pub use listener::{Audience, Listening as Stream, Renew};
+
+/// How often all listeners are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long a listener waits for the servers before it is told what it gets.
+const SERVER_TIME: Duration = Duration::from_secs(15);
+const FEDERATED_TIME: Duration = Duration::from_secs(3);
+/// How long a subscription stays open for who asked once.
+const KEEP: Duration = Duration::from_secs(300);
+/// Resources and tasks that one listener, and all who share a subscription, may name.
+const MAX_NAMED: usize = 1000;
+const MAX_NAMED_TOGETHER: usize = 50_000;
+
+/// One server of what a listener listens to.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// The right to it.
+    pub permit: Permit,
+    /// Under which names the client knows what the server has.
+    pub naming: Naming,
+}
+
+/// What a listener may listen to, under a configuration.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// The servers.
+    pub parts: Vec<Part>,
+    /// A number for whatever else decides what of them is seen. When it changes, the listener is told that its lists may
+    /// have changed.
+    pub mark: u64,
+}
+
+/// What a client wants to hear.
+pub struct Ask {
+    /// Who listens.
+    pub audience: Audience,
+    /// Who it is.
+    pub identity: Identity,
+    /// What it asks for, in its own words. A session's is `Ask::filter_of`.
+    pub filter: Filter,
+    /// What it may listen to under a configuration; none where the door itself is closed to it.
+    pub renew: Box<Renew>,
+    /// A federated door: the gateway itself changes its lists, and a server that is away is only missing.
+    pub federated: bool,
+    /// Where messages go.
+    pub outbox: Outbox,
+    /// It comes back, and may have missed something.
+    pub again: bool,
+}
+
+impl Ask {
+    /// A client at the door of one server, under the server's own names.
+    pub fn at_server(permit: &Permit, audience: Audience, filter: Filter, outbox: Outbox) -> Self {
+        let identity = permit.identity().clone();
+        let permit = permit.clone();
+        let renew = move |snapshot: &Snapshot, _: &Identity| {
+            let part = Part { permit: permit.renewed(snapshot)?, naming: Naming::Own };
+            Some(View { parts: vec![part], mark: 0 })
+        };
+        Self { audience, identity, filter, renew: Box::new(renew), federated: false, outbox, again: false }
+    }
+
+    /// The standing stream of a session: all lists, and what the session has subscribed to.
+    #[must_use]
+    pub fn filter_of(session: &Session) -> Filter {
+        Filter { uris: session.subscribed(), ..topic::all_lists() }
+    }
+}
+
+/// Who is told which lists of which server are not what they were.
+type Invalidate = Box<dyn Fn(Uuid, Kind) + Send + Sync>;
+
+/// All listeners and subscriptions of the process.
+#[derive(Default)]
+pub struct Hub {
+    inner: Mutex<Inner>,
+    invalidate: OnceLock<Invalidate>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// The subscriptions at each server.
+    feeds: HashMap<Uuid, Vec<Arc<Feed>>>,
+    listeners: HashMap<u64, Arc<Listener>>,
+    /// The listeners of sessions.
+    standing: HashMap<u128, u64>,
+    next: u64,
+}
+
+impl Hub {
+    /// Sets who is told that a server's list has changed, before any client is.
+    pub fn on_change(&self, tell: impl Fn(Uuid, Kind) + Send + Sync + 'static) {
+        if self.invalidate.set(Box::new(tell)).is_err() {
+            tracing::error!("changes of lists are told to somebody already");
+        }
+    }
+
+    fn invalidate(&self, server: Uuid, topic: &Topic) {
+        if let (Some(tell), Topic::List(kind)) = (self.invalidate.get(), topic) {
+            tell(server, *kind);
+        }
+    }
+
+    /// Whether the server's word that such a list has changed would be heard.
+    pub fn covers(&self, server: Uuid, kind: Kind) -> bool {
+        let inner = self.inner.lock();
+        let has = |filter: &Filter| match kind {
+            Kind::Tools => filter.tools,
+            Kind::Prompts => filter.prompts,
+            Kind::Resources => filter.resources,
+        };
+        inner.feeds.get(&server).is_some_and(|feeds| feeds.iter().any(|feed| feed.covers(has)))
+    }
+
+    /// Keeps a subscription to a server's lists open for a while, for a cache.
+    pub fn want(&self, means: &Means, permit: &Permit) {
+        let key = key(permit);
+        let until = Instant::now() + KEEP;
+        while !self.feed(means, &key).keep(permit, until) {}
+    }
+
+    /// Opens a stream of what changes. The record goes with it.
+    pub async fn listen(&self, means: &Means, ask: Ask, record: &mut Record) -> Result<Response<Body>, Reject> {
+        let Ask { audience, identity, filter, renew, federated, outbox, again } = ask;
+        if filter.uris.len() + filter.task_ids.len() > MAX_NAMED {
+            return Err(Reject::TooMany("resources in one subscription"));
+        }
+        let gone = || Reject::Forbidden("nothing to listen to".into());
+        let snapshot = means.current.load();
+        let view = renew(&snapshot, &identity).ok_or_else(gone)?;
+        let number = {
+            let mut inner = self.inner.lock();
+            inner.next += 1;
+            inner.next
+        };
+        let listener = Listener::new(number, audience, identity.clone(), renew, outbox, record.hand_over());
+        let listener = Arc::new(listener);
+        // From here on, whatever happens, the listener leaves with its stream.
+        let stream = self.enter(means, &listener);
+        listener.set_filter(filter.clone());
+        let mark = view.mark;
+        let feeds = self.join(means, &listener, &view.parts, &[], &filter);
+        let shared = feeds.iter().map(|(feed, _)| Arc::clone(feed)).collect();
+        listener.note(Looked { identity, feeds: shared, mark });
+        if let Audience::Listen(id) = &listener.audience {
+            let until = Instant::now() + if federated { FEDERATED_TIME } else { SERVER_TIME };
+            let honoured = match honoured(&feeds, &filter, federated, until).await {
+                Ok(honoured) => honoured,
+                Err(reject) => {
+                    *record = listener.record();
+                    return Err(reject);
+                }
+            };
+            let first = honoured.acknowledged(id);
+            for (feed, naming) in &feeds {
+                feed.rewish(number, |_| topic::own(&honoured, naming));
+            }
+            listener.set_filter(honoured);
+            listener.begin(Some(first));
+        } else {
+            listener.begin(None);
+        }
+        if again {
+            listener.announce();
+        }
+        // A configuration that came while the servers were asked found nothing to change yet.
+        let now = means.current.load();
+        if now.revision != snapshot.revision {
+            let looked = listener.look();
+            let renewed = looked.identity.renew(&now);
+            if !renewed.is_some_and(|identity| self.adjust(means, &now, &listener, &identity, &looked)) {
+                listener.revoke();
+            }
+        }
+        Ok(stream.response())
+    }
+
+    fn enter(&self, means: &Means, listener: &Arc<Listener>) -> Listening {
+        let metrics = &means.desk.metrics;
+        let open = [Open::new(&metrics.open_streams), Open::new(&metrics.listeners)];
+        let mut inner = self.inner.lock();
+        inner.listeners.insert(listener.number, Arc::clone(listener));
+        if let Audience::Standing(session) = &listener.audience {
+            inner.standing.insert(session.nonce, listener.number);
+        }
+        drop(inner);
+        Listening::new(Arc::clone(listener), Arc::clone(&means.shared), open)
+    }
+
+    /// Takes a listener away, and its record to its end.
+    fn leave(&self, listener: &Arc<Listener>) {
+        let mut inner = self.inner.lock();
+        inner.listeners.remove(&listener.number);
+        if let Audience::Standing(session) = &listener.audience
+            && let Entry::Occupied(standing) = inner.standing.entry(session.nonce)
+            && *standing.get() == listener.number
+        {
+            standing.remove();
+        }
+        drop(inner);
+        for feed in listener.leave() {
+            feed.leave(listener.number);
+        }
+    }
+
+    /// A session's client has subscribed to a resource, or ended that.
+    pub fn rewish(&self, session: &Session) {
+        let listener = {
+            let inner = self.inner.lock();
+            let number = inner.standing.get(&session.nonce);
+            number.and_then(|number| inner.listeners.get(number)).cloned()
+        };
+        let Some(listener) = listener else { return };
+        let filter = Ask::filter_of(session);
+        listener.set_filter(filter.clone());
+        for feed in listener.look().feeds {
+            feed.rewish(listener.number, |naming| topic::own(&filter, naming));
+        }
+    }
+
+    /// Has a listener share the subscriptions to these servers, beside those that it shares already.
+    fn join(
+        &self,
+        means: &Means,
+        listener: &Arc<Listener>,
+        parts: &[Part],
+        before: &[Arc<Feed>],
+        filter: &Filter,
+    ) -> Vec<(Arc<Feed>, Naming)> {
+        let mut joined: Vec<(Arc<Feed>, Naming)> = Vec::with_capacity(parts.len());
+        for Part { permit, naming } in parts {
+            let key = key(permit);
+            if joined.iter().any(|(feed, _)| feed.key == key) {
+                continue;
+            }
+            let late = !before.is_empty();
+            loop {
+                let known = before.iter().find(|feed| feed.key == key).cloned();
+                let feed = known.unwrap_or_else(|| self.feed(means, &key));
+                let mut wants = topic::own(filter, naming);
+                let names = wants.uris.len() + wants.task_ids.len();
+                if names > 0 && feed.named() + names > MAX_NAMED_TOGETHER {
+                    wants.uris.clear();
+                    wants.task_ids.clear();
+                }
+                let (permit, naming) = (permit.clone(), naming.clone());
+                let member = Member { listener: Arc::clone(listener), permit, naming: naming.clone(), wants };
+                if feed.join(listener.number, member, late) {
+                    joined.push((feed, naming));
+                    break;
+                }
+            }
+        }
+        joined
+    }
+
+    /// The subscription with this key; a new one where there is none.
+    fn feed(&self, means: &Means, key: &Key) -> Arc<Feed> {
+        let mut inner = self.inner.lock();
+        let feeds = inner.feeds.entry(key.server).or_default();
+        if let Some(feed) = feeds.iter().find(|feed| feed.key == *key) {
+            return Arc::clone(feed);
+        }
+        let feed = Arc::new(Feed::new(key.clone(), nonce()));
+        feeds.push(Arc::clone(&feed));
+        drop(inner);
+        means.desk.metrics.subscriptions.inc();
+        task::spawn("subscription", Arc::clone(&feed).run(means.clone()));
+        feed
+    }
+
+    /// Ends a subscription that nobody shares. False where somebody does.
+    fn close(&self, means: &Means, feed: &Feed) -> bool {
+        let mut inner = self.inner.lock();
+        if !feed.close() {
+            return false;
+        }
+        if let Entry::Occupied(mut feeds) = inner.feeds.entry(feed.key.server) {
+            feeds.get_mut().retain(|other| other.key != feed.key);
+            if feeds.get().is_empty() {
+                feeds.remove();
+            }
+        }
+        drop(inner);
+        means.desk.metrics.subscriptions.dec();
+        true
+    }
+
+    /// Looks after all listeners until the process drains, and then ends their streams.
+    pub async fn keep(means: Means) {
+        let hub = &means.shared.hub;
+        let mut changes = means.current.changes();
+        loop {
+            let changed = tokio::select! {
+                () = means.drain.started() => break,
+                changed = changes.changed() => changed.is_ok(),
+                () = tokio::time::sleep(LOOK_EVERY) => false,
+            };
+            hub.look(&means, changed);
+        }
+        loop {
+            for listener in hub.listeners() {
+                listener.drain();
+            }
+            // Some may have come while the others went.
+            tokio::select! {
+                () = means.drain.ended() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    fn listeners(&self) -> Vec<Arc<Listener>> {
+        self.inner.lock().listeners.values().cloned().collect()
+    }
+
+    fn look(&self, means: &Means, changed: bool) {
+        let snapshot = means.current.load();
+        let now = Instant::now();
+        for listener in self.listeners() {
+            let looked = listener.look();
+            let Some(identity) = looked.identity.renew(&snapshot) else {
+                listener.revoke();
+                continue;
+            };
+            if changed && !self.adjust(means, &snapshot, &listener, &identity, &looked) {
+                listener.revoke();
+                continue;
+            }
+            listener.note_identity(identity);
+            listener.keep_alive(now);
+        }
+        if changed {
+            let feeds: Vec<_> = self.inner.lock().feeds.values().flatten().cloned().collect();
+            for feed in feeds {
+                feed.check(&snapshot);
+            }
+        }
+    }
+
+    /// Brings a listener up to a new configuration; false where it may not listen any more.
+    fn adjust(
+        &self,
+        means: &Means,
+        snapshot: &Snapshot,
+        listener: &Arc<Listener>,
+        identity: &Identity,
+        looked: &Looked,
+    ) -> bool {
+        let Some(view) = (listener.renew)(snapshot, identity) else { return false };
+        let filter = listener.filter();
+        let joined = self.join(means, listener, &view.parts, &looked.feeds, &filter);
+        let feeds: Vec<_> = joined.into_iter().map(|(feed, _)| feed).collect();
+        let is_in = |feed: &Arc<Feed>, all: &[Arc<Feed>]| all.iter().any(|other| Arc::ptr_eq(other, feed));
+        let mut differs = view.mark != looked.mark || feeds.iter().any(|feed| !is_in(feed, &looked.feeds));
+        for gone in looked.feeds.iter().filter(|feed| !is_in(feed, &feeds)) {
+            gone.leave(listener.number);
+            differs = true;
+        }
+        listener.note(Looked { identity: identity.clone(), feeds, mark: view.mark });
+        if !self.inner.lock().listeners.contains_key(&listener.number) {
+            // It went meanwhile, and must not stay behind in what it has just joined.
+            for feed in listener.leave() {
+                feed.leave(listener.number);
+            }
+        } else if differs {
+            listener.announce();
+        }
+        true
+    }
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let inner = self.inner.lock();
+        f.debug_struct("Hub")
+            .field("servers", &inner.feeds.len())
+            .field("listeners", &inner.listeners.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What of a wish the servers honour, once they have said so.
+async fn honoured(
+    feeds: &[(Arc<Feed>, Naming)],
+    filter: &Filter,
+    federated: bool,
+    until: Instant,
+) -> Result<Filter, Reject> {
+    // The lists of a federated door change when servers come and go, which needs no server to say so.
+    let mut honoured = if federated { topic::all_lists() } else { Filter::default() };
+    for (feed, naming) in feeds {
+        let wants = topic::own(filter, naming);
+        let part = match feed.decided(&wants, until).await {
+            Decided::Honoured(part) => part,
+            // When it is back, all of this is announced.
+            Decided::Failed(_) if federated => wants,
+            Decided::Failed(fault) => return Err(Reject::upstream(fault, true)),
+        };
+        honoured = honoured.union(&topic::public(&part, naming, filter));
+    }
+    Ok(honoured.intersect(filter))
+}
+
+/// Who shares a subscription: those with the same rights to the same server. Nothing of a principal is in it.
+fn key(permit: &Permit) -> Key {
+    let (identity, server) = (permit.identity(), &permit.entry().server);
+    let principal = identity.principal();
+    let mut roles: Vec<&str> = principal.roles.iter().map(String::as_str).collect();
+    roles.sort_unstable();
+    let limits = identity.key().map(|key| &key.limits);
+    let text = serde_json::to_vec(&(&principal.tenant, roles, limits)).unwrap_or_default();
+    let mut rights = [0; 32];
+    rights.copy_from_slice(digest::digest(&digest::SHA256, &text).as_ref());
+    Key { server: server.id, version: server.version, rights }
+}
+
+/// Names a session of the hub's own. Without random numbers it is no secret, and need not be one.
+fn nonce() -> u128 {
+    let mut nonce = [0; 16];
+    match rand::fill(&mut nonce) {
+        Ok(()) => u128::from_be_bytes(nonce),
+        Err(_) => Uuid::now_v7().as_u128(),
+    }
+}

@@ -1,0 +1,326 @@
+//! One subscription at one server: the stream of a `subscriptions/listen`, or that of a session of the hub's own, in which
+//! resources are subscribed to one by one.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method as HttpMethod, StatusCode, header};
+use tokio::time::{Instant, timeout_at};
+use waffles_mcp::capability::Capabilities;
+use waffles_mcp::headers::{MCP_METHOD, MCP_PROTOCOL_VERSION};
+use waffles_mcp::jsonrpc::{code, error_response, result_response};
+use waffles_mcp::translate::Client;
+use waffles_mcp::translate::notice::Filter;
+use waffles_mcp::{Id, Kind, Message, Method, Revision, Slot, head};
+
+use super::topic;
+use crate::permit::Permit;
+use crate::reject::{Reject, UpstreamFault};
+use crate::shared::Means;
+use crate::upstream::backs::{Back, Busy, Missed};
+use crate::upstream::eras::waffles;
+use crate::upstream::{Heard, Inbox, Outgoing};
+
+/// How long a server may take to say what it honours, and to answer a `resources/subscribe`.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// How long a server wants to be left alone before a stream is taken up again, at the most.
+const MAX_RETRY: Duration = Duration::from_secs(10);
+
+/// An open subscription.
+pub struct Source {
+    inbox: Inbox,
+    how: How,
+    capabilities: Capabilities,
+    /// The server gave an event before it said what it honours.
+    first: Option<Message>,
+    /// What was asked for.
+    pub asked: Filter,
+    /// What of that the server honours.
+    pub honoured: Filter,
+}
+
+enum How {
+    Stateless { id: Id },
+    Session { back: Arc<Back>, _busy: Busy },
+}
+
+/// What a server says next.
+pub enum Said {
+    /// Something that may concern listeners.
+    Notification(Message),
+    /// Nothing that concerns anybody.
+    Nothing,
+    /// The stream is over.
+    Ended,
+}
+
+impl Source {
+    /// Subscribes. None where the server offers nothing of what is wanted. `owner` names a session of the hub's own.
+    pub async fn open(
+        means: &Means,
+        permit: &Permit,
+        owner: u128,
+        wanted: &Filter,
+    ) -> Result<Option<Self>, Reject> {
+        match means.shared.eras.stateless(&means.upstream, permit).await? {
+            Some(described) => {
+                let capabilities = Capabilities::parse(&described.capabilities);
+                let asked = offered(&capabilities, wanted);
+                if topic::is_nothing(&asked) {
+                    return Ok(None);
+                }
+                listen(means, permit, capabilities, asked).await
+            }
+            None => in_session(means, permit, owner, wanted).await,
+        }
+    }
+
+    /// The next message. Nothing is lost where the wait is given up.
+    pub async fn next(&mut self) -> Result<Option<Message>, UpstreamFault> {
+        match self.first.take() {
+            Some(first) => Ok(Some(first)),
+            None => self.inbox.next().await,
+        }
+    }
+
+    /// What a message is; a server's question is answered, for nobody is there to be asked.
+    pub async fn judge(&self, means: &Means, permit: &Permit, message: Message) -> Said {
+        match (message.kind(), &self.how) {
+            (Kind::Notification, _) => Said::Notification(message),
+            (Kind::Request, How::Session { back, .. }) => {
+                let Some(id) = message.id() else { return Said::Nothing };
+                let answer = if message.method() == Some(Method::Ping.as_str()) {
+                    result_response(id, b"{}")
+                } else {
+                    error_response(Some(id), code::METHOD_NOT_FOUND, "nobody can be asked on this stream", None)
+                };
+                if back.tell(&means.upstream, permit, answer).await.is_err() {
+                    tracing::debug!("a server did not take the answer to its question");
+                }
+                Said::Nothing
+            }
+            (Kind::Response | Kind::Error, How::Stateless { id }) if message.id() == Some(id) => Said::Ended,
+            _ => Said::Nothing,
+        }
+    }
+
+    /// Whether what is wanted now asks for another subscription, or for others in this one.
+    pub fn is_behind(&self, wanted: &Filter) -> bool {
+        match &self.how {
+            How::Stateless { .. } => !topic::names_all(&self.asked, &offered(&self.capabilities, wanted)),
+            How::Session { .. } => self.asked.uris != wanted.uris,
+        }
+    }
+
+    /// Brings the subscription up to what is wanted. The old one goes only when the new one is there, so that nothing is
+    /// missed in between.
+    pub async fn follow(&mut self, means: &Means, permit: &Permit, wanted: &Filter) -> Result<(), Reject> {
+        if let How::Session { back, .. } = &self.how {
+            let back = Arc::clone(back);
+            return self.subscribe(means, permit, &back, wanted).await;
+        }
+        let lost = || Reject::upstream(UpstreamFault::BrokeOff, true);
+        let owner = 0; // It was stateless a moment ago; if it is not any more, the stream is opened anew from the start.
+        let next = Self::open(means, permit, owner, wanted).await?.ok_or_else(lost)?;
+        if !matches!(next.how, How::Stateless { .. }) {
+            return Err(lost());
+        }
+        *self = next;
+        Ok(())
+    }
+
+    /// Subscribes to what is newly wanted and ends what nobody wants any more.
+    async fn subscribe(
+        &mut self,
+        means: &Means,
+        permit: &Permit,
+        back: &Back,
+        wanted: &Filter,
+    ) -> Result<(), Reject> {
+        let offers = self.capabilities.resources_subscribe;
+        let gone: Vec<String> = self.asked.uris.difference(&wanted.uris).cloned().collect();
+        let new: Vec<String> = wanted.uris.difference(&self.asked.uris).cloned().collect();
+        for uri in gone {
+            if self.honoured.uris.remove(&uri) {
+                ask(means, permit, back, "resources/unsubscribe", &uri).await?;
+            }
+            self.asked.uris.remove(&uri);
+        }
+        for uri in new {
+            if offers && ask(means, permit, back, "resources/subscribe", &uri).await? {
+                self.honoured.uris.insert(uri.clone());
+            }
+            self.asked.uris.insert(uri);
+        }
+        self.asked.task_ids.clone_from(&wanted.task_ids);
+        Ok(())
+    }
+
+    /// Takes up the stream where it ended, where the server keeps what was missed. False where it does not.
+    pub async fn take_up(&mut self, means: &Means, permit: &Permit) -> bool {
+        let resume = self.inbox.resume().clone();
+        let How::Session { back, .. } = &self.how else { return false };
+        if resume.event_id.is_none() {
+            return false;
+        }
+        let wait = Duration::from_millis(resume.retry.unwrap_or(500));
+        tokio::time::sleep(wait.min(MAX_RETRY)).await;
+        match back.take_up(&means.upstream, permit, &resume).await {
+            Ok(Some(inbox)) => {
+                self.inbox = inbox.endless();
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What of a filter a server offers.
+fn offered(capabilities: &Capabilities, wanted: &Filter) -> Filter {
+    let uris = if capabilities.resources_subscribe { wanted.uris.clone() } else { BTreeSet::new() };
+    Filter {
+        // All lists, whoever wants which: then two clients who differ in that need no second stream.
+        tools: capabilities.tools_list_changed,
+        prompts: capabilities.prompts_list_changed,
+        resources: capabilities.resources_list_changed,
+        uris,
+        task_ids: wanted.task_ids.clone(),
+    }
+}
+
+/// Opens a `subscriptions/listen` [2026-07-28 basic/patterns/subscriptions].
+async fn listen(
+    means: &Means,
+    permit: &Permit,
+    capabilities: Capabilities,
+    asked: Filter,
+) -> Result<Option<Source>, Reject> {
+    let until = Instant::now() + ANSWER_TIME;
+    let id = means.shared.fresh_id();
+    let answer = means.upstream.call(permit, listen_request(&id, &asked)).await?;
+    let mut inbox = match Heard::read(answer).await? {
+        Heard::Inbox(inbox) => inbox.endless(),
+        Heard::Accepted => return Err(Reject::upstream(UpstreamFault::BadAnswer, true)),
+        Heard::Refused { status, message } => return refused(status, message.as_deref()),
+    };
+    let first = match timeout_at(until, inbox.next()).await {
+        Err(_) => return Err(Reject::upstream(UpstreamFault::TimedOut, true)),
+        Ok(Err(fault)) => return Err(Reject::upstream(fault, true)),
+        Ok(Ok(None)) => return Err(Reject::upstream(UpstreamFault::BrokeOff, true)),
+        Ok(Ok(Some(first))) => first,
+    };
+    match first.kind() {
+        Kind::Error => refused(StatusCode::OK, Some(&first)),
+        Kind::Notification => {
+            let acknowledged = head(&first).ok().filter(|head| head.method == Method::SubscriptionsAcknowledged);
+            let honoured = match &acknowledged {
+                Some(head) => head.notifications.as_ref().and_then(|raw| Filter::parse(raw).ok()),
+                None => None,
+            };
+            // A server that does not say which of it, honours all of it.
+            let honoured = honoured.map_or_else(|| asked.clone(), |honoured| honoured.intersect(&asked));
+            let first = acknowledged.is_none().then_some(first);
+            Ok(Some(Source { inbox, how: How::Stateless { id }, capabilities, first, asked, honoured }))
+        }
+        Kind::Request | Kind::Response => Err(Reject::upstream(UpstreamFault::BadAnswer, true)),
+    }
+}
+
+/// A server may be of the stateless revision and offer no subscriptions.
+fn refused(status: StatusCode, message: Option<&Message>) -> Result<Option<Source>, Reject> {
+    let none = message.and_then(Message::error_code) == Some(code::METHOD_NOT_FOUND)
+        || matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED);
+    if none { Ok(None) } else { Err(Reject::upstream(UpstreamFault::Failed, true)) }
+}
+
+fn listen_request(id: &Id, asked: &Filter) -> Outgoing {
+    let capabilities = match asked.task_ids.is_empty() {
+        true => "{}",
+        false => r#"{"extensions":{"io.modelcontextprotocol/tasks":{}}}"#,
+    };
+    let body = format!(
+        concat!(
+            r#"{{"jsonrpc":"2.0","id":{},"method":"subscriptions/listen","params":{{"notifications":{},"_meta":{{"#,
+            r#""io.modelcontextprotocol/protocolVersion":"{}","io.modelcontextprotocol/clientCapabilities":{},"#,
+            r#""io.modelcontextprotocol/clientInfo":{}}}}}}}"#
+        ),
+        id.as_json(),
+        String::from_utf8_lossy(&asked.to_json()),
+        Revision::V2026_07_28.as_str(),
+        capabilities,
+        String::from_utf8_lossy(&waffles()),
+    );
+    let mut headers = HeaderMap::with_capacity(4);
+    headers.insert(header::ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(MCP_PROTOCOL_VERSION, HeaderValue::from_static(Revision::V2026_07_28.as_str()));
+    headers.insert(MCP_METHOD, HeaderValue::from_static("subscriptions/listen"));
+    Outgoing { method: HttpMethod::POST, headers, body: body.into(), endpoint: None, path: None }
+}
+
+/// Opens a session of the hub's own and its stream. It declares no capabilities, so that the server asks nothing in it.
+async fn in_session(
+    means: &Means,
+    permit: &Permit,
+    owner: u128,
+    wanted: &Filter,
+) -> Result<Option<Source>, Reject> {
+    let (shared, upstream) = (&means.shared, &means.upstream);
+    let client = Client { capabilities: Bytes::from_static(b"{}"), info: Some(waffles()) };
+    let back = shared.backs.get(upstream, &shared.eras, permit, &client, Some(owner)).await?;
+    let capabilities = Capabilities::parse(&back.described.capabilities);
+    let inbox = match topic::is_nothing(&offered(&capabilities, wanted)) {
+        true => None,
+        false => back.listen(upstream, permit).await.map_err(failed)?,
+    };
+    let Some(inbox) = inbox else {
+        shared.backs.end_of(upstream, owner).await;
+        return Ok(None);
+    };
+    let lists = Filter { uris: BTreeSet::new(), task_ids: BTreeSet::new(), ..offered(&capabilities, wanted) };
+    let how = How::Session { _busy: back.busy(), back: Arc::clone(&back) };
+    let mut source = Source { inbox, how, capabilities, first: None, asked: lists.clone(), honoured: lists };
+    source.subscribe(means, permit, &back, wanted).await?;
+    Ok(Some(source))
+}
+
+fn failed(missed: Missed) -> Reject {
+    match missed {
+        Missed::Reject(reject) => reject,
+        Missed::Lost | Missed::Answered(_) => Reject::upstream(UpstreamFault::Failed, true),
+    }
+}
+
+/// Asks in the session about one resource. False where the server does not want to.
+async fn ask(means: &Means, permit: &Permit, back: &Back, method: &str, uri: &str) -> Result<bool, Reject> {
+    let until = Instant::now() + ANSWER_TIME;
+    let id = back.fresh_id();
+    let uri = serde_json::Value::from(uri);
+    let body = format!(
+        r#"{{"jsonrpc":"2.0","id":{},"method":"{method}","params":{{"uri":{uri}}}}}"#,
+        id.as_json()
+    );
+    let mut inbox = match back.ask(&means.upstream, permit, &id, body.into()).await {
+        Ok(inbox) => inbox,
+        Err(Missed::Answered(_)) => return Ok(false),
+        Err(missed) => return Err(failed(missed)),
+    };
+    loop {
+        let next = timeout_at(until, inbox.next()).await;
+        let next = next.map_err(|_| Reject::upstream(UpstreamFault::TimedOut, true))?;
+        match next.map_err(|fault| Reject::upstream(fault, true))? {
+            None => return Err(Reject::upstream(UpstreamFault::BrokeOff, true)),
+            Some(message) if message.id() == Some(&id) && message.kind() != Kind::Request => {
+                inbox.done();
+                return Ok(message.kind() == Kind::Response);
+            }
+            Some(message) => {
+                let method = message.method().unwrap_or_default();
+                let about = message.text(Slot::Uri);
+                tracing::debug!(method, ?about, "a server says something else than it was asked");
+            }
+        }
+    }
+}
