@@ -25,13 +25,14 @@ use crate::authn::Authenticator;
 use crate::config::Config;
 use crate::discovery::{self, Status};
 use crate::gateway::Gateway;
+use crate::hub::Hub;
 use crate::link::Link;
 use crate::listener::{Caps, Listener};
 use crate::metrics::Metrics;
 use crate::peers;
 use crate::record::Desk;
 use crate::server::{Hosts, Server};
-use crate::shared::Shared;
+use crate::shared::{Means, Shared};
 use crate::state::{Current, Disk, proxy_id};
 use crate::upstream::Upstream;
 
@@ -205,6 +206,14 @@ impl Bound {
         task::spawn("gauges", gauges(current, desk, status, drain.clone()));
         let shared = Arc::clone(&worker.shared);
         let (upstream, current) = (Upstream::new(worker.outbound.clone()), Arc::clone(&worker.current));
+        let means = Means {
+            shared: Arc::clone(&shared),
+            upstream: upstream.clone(),
+            current: Arc::clone(&current),
+            desk: Arc::clone(&worker.desk),
+            drain: drain.clone(),
+        };
+        task::spawn("subscriptions", Hub::keep(means));
         let keeper = task::spawn("upkeep", upkeep(shared, upstream, current, drain.clone()));
         let threads = worker.start(sockets)?;
         if config.announce {

@@ -18,6 +18,7 @@ use waffles_mcp::headers::{
     self, LAST_EVENT_ID, MCP_PARAM_PREFIX, MCP_PROTOCOL_VERSION, MCP_SESSION_ID, check_singletons, singleton,
 };
 use waffles_mcp::jsonrpc::result_response;
+use waffles_mcp::translate::notice::Filter;
 use waffles_mcp::{Head, Id, Kind, Limits, Message, Method, Revision, head};
 use waffles_runtime::drain::Drain;
 
@@ -27,6 +28,7 @@ use crate::bridge::parked::State;
 use crate::bridge::{Errand, Naming};
 use crate::flow::{Flow, Open, Outbox};
 use crate::front::{self, Front};
+use crate::hub::{Ask, Audience};
 use crate::listing;
 use crate::peers;
 use crate::permit::Permit;
@@ -176,6 +178,10 @@ impl Gateway {
             Attached::Native(session) => session,
             Attached::Bridged(front) => return self.bridge(exchange, parts, permit, front, call).await,
         };
+        if let Some(head) = head.filter(|head| head.method == Method::SubscriptionsListen && exchange.modern)
+        {
+            return self.listen(exchange, &permit, head).await;
+        }
         let outgoing = translate(exchange, parts, call.as_ref(), session.as_ref());
         let answer = self.forward(exchange, &permit, outgoing, call.as_ref()).await?;
         if let Some(front) = self.falls_back(exchange, &permit, head, &answer).await? {
@@ -295,14 +301,20 @@ impl Gateway {
         if head.method == Method::Initialize && front.session.is_none() && !front.is_stateless() {
             return self.open(exchange, permit, front, &head).await;
         }
-        match local::of(&front, &head)? {
+        let local = local::of(&front, &head)?;
+        if let (Method::ResourcesSubscribe | Method::ResourcesUnsubscribe, Some(session)) =
+            (&head.method, &front.session)
+        {
+            self.shared.hub.rewish(session);
+        }
+        match local {
             Local::Result(result) => answer(exchange, &result),
             Local::Accepted => Ok(empty(exchange, Response::new(Body::Empty), StatusCode::ACCEPTED)),
             Local::Describe => {
                 let described = self.means().describe(&front, &permit).await?;
                 answer(exchange, &local::describe(&described, front.revision))
             }
-            Local::Listen => Err(Reject::MethodNotFound { modern: true }),
+            Local::Listen => self.listen(exchange, &permit, &head).await,
             Local::Ask => self.ask(exchange, parts, permit, front, message, head).await,
         }
     }
@@ -343,15 +355,34 @@ impl Gateway {
             self.shared.backs.end_of(&self.upstream, session.nonce).await;
             return Ok(empty(exchange, Response::new(Body::Empty), StatusCode::NO_CONTENT));
         }
-        let open = Open::new(&self.desk.metrics.open_streams);
-        if let Some(event_id) = singleton(&parts.headers, &LAST_EVENT_ID)?
-            && let Some(outbox) = session.resume(event_id)
-        {
-            exchange.record.finish(End { status: 200, reason: "resumed", ..End::default() });
-            return Ok(Flow::reading(outbox, open).stream());
-        }
-        drop(permit);
-        Err(Reject::MethodNotAllowed)
+        let event_id = singleton(&parts.headers, &LAST_EVENT_ID)?;
+        let outbox = match event_id.and_then(|id| session.resume(id)) {
+            Some(outbox) if session.standing().is_none_or(|standing| !standing.is_same(&outbox)) => {
+                exchange.record.finish(End { status: 200, reason: "resumed", ..End::default() });
+                let open = Open::new(&self.desk.metrics.open_streams);
+                return Ok(Flow::reading(outbox, open).stream());
+            }
+            Some(outbox) => outbox,
+            None => session.stand(),
+        };
+        let filter = Ask::filter_of(&session);
+        let ask = Ask::at_server(&permit, Audience::Standing(session), filter, outbox);
+        let ask = Ask { again: event_id.is_some(), ..ask };
+        self.shared.hub.listen(&self.means(), ask, &mut exchange.record).await
+    }
+
+    /// A stateless client's subscription, which it shares with others.
+    async fn listen(
+        &self,
+        exchange: &mut Exchange,
+        permit: &Permit,
+        head: &Head,
+    ) -> Result<Response<Body>, Reject> {
+        let id = exchange.id.clone().ok_or(Reject::Internal("request_without_id"))?;
+        self.desk.trail.admit(permit.entry().server.spec.audit).map_err(|_| Reject::AuditUnavailable)?;
+        let filter = Filter::parse(head.notifications.as_deref().unwrap_or(b"{}"))?;
+        let ask = Ask::at_server(permit, Audience::Listen(id), filter, Outbox::default());
+        self.shared.hub.listen(&self.means(), ask, &mut exchange.record).await
     }
 
     /// Asks the server, over the bridge.

@@ -18,11 +18,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 use waffles_core::snapshot::Snapshot;
-use waffles_mcp::translate::notice::{Filter, Kind};
+use waffles_mcp::translate::notice::Filter;
 use waffles_runtime::task;
 
 use self::feed::{Decided, Feed, Key, Member};
-use self::listener::{Looked, Listener, Listening};
+use self::listener::{Listener, Looked};
 use self::topic::Topic;
 use crate::authn::Identity;
 use crate::bridge::Naming;
@@ -34,7 +34,8 @@ use crate::reject::Reject;
 use crate::shared::Means;
 use crate::stream::Body;
 
-pub use listener::{Audience, Listening as Stream, Renew};
+pub use listener::{Audience, Listening, Renew};
+pub use topic::List;
 
 /// How often all listeners are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -104,7 +105,7 @@ impl Ask {
 }
 
 /// Who is told which lists of which server are not what they were.
-type Invalidate = Box<dyn Fn(Uuid, Kind) + Send + Sync>;
+type Invalidate = Box<dyn Fn(Uuid, List) + Send + Sync>;
 
 /// All listeners and subscriptions of the process.
 #[derive(Default)]
@@ -125,27 +126,22 @@ struct Inner {
 
 impl Hub {
     /// Sets who is told that a server's list has changed, before any client is.
-    pub fn on_change(&self, tell: impl Fn(Uuid, Kind) + Send + Sync + 'static) {
+    pub fn on_change(&self, tell: impl Fn(Uuid, List) + Send + Sync + 'static) {
         if self.invalidate.set(Box::new(tell)).is_err() {
             tracing::error!("changes of lists are told to somebody already");
         }
     }
 
     fn invalidate(&self, server: Uuid, topic: &Topic) {
-        if let (Some(tell), Topic::List(kind)) = (self.invalidate.get(), topic) {
-            tell(server, *kind);
+        if let (Some(tell), Topic::List(list)) = (self.invalidate.get(), topic) {
+            tell(server, *list);
         }
     }
 
     /// Whether the server's word that such a list has changed would be heard.
-    pub fn covers(&self, server: Uuid, kind: Kind) -> bool {
+    pub fn covers(&self, server: Uuid, list: List) -> bool {
         let inner = self.inner.lock();
-        let has = |filter: &Filter| match kind {
-            Kind::Tools => filter.tools,
-            Kind::Prompts => filter.prompts,
-            Kind::Resources => filter.resources,
-        };
-        inner.feeds.get(&server).is_some_and(|feeds| feeds.iter().any(|feed| feed.covers(has)))
+        inner.feeds.get(&server).is_some_and(|feeds| feeds.iter().any(|feed| feed.covers(list)))
     }
 
     /// Keeps a subscription to a server's lists open for a while, for a cache.
@@ -156,7 +152,12 @@ impl Hub {
     }
 
     /// Opens a stream of what changes. The record goes with it.
-    pub async fn listen(&self, means: &Means, ask: Ask, record: &mut Record) -> Result<Response<Body>, Reject> {
+    pub async fn listen(
+        &self,
+        means: &Means,
+        ask: Ask,
+        record: &mut Record,
+    ) -> Result<Response<Body>, Reject> {
         let Ask { audience, identity, filter, renew, federated, outbox, again } = ask;
         if filter.uris.len() + filter.task_ids.len() > MAX_NAMED {
             return Err(Reject::TooMany("resources in one subscription"));

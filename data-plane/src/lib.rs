@@ -10,6 +10,7 @@ pub mod server;
 pub mod gateway;
 
 pub mod bridge;
+pub mod hub;
 
 pub mod authn;
 pub mod front;

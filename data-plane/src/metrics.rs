@@ -44,6 +44,10 @@ pub struct Metrics {
     pub served: Counter,
     /// Streams that are open to clients.
     pub open_streams: Gauge,
+    /// Of those, clients that listen to changes.
+    pub listeners: Gauge,
+    /// Subscriptions at servers, which listeners share.
+    pub subscriptions: Gauge,
     /// Connections of clients.
     pub connections: Gauge,
     /// Connections turned away at the cap.
@@ -75,6 +79,8 @@ impl Metrics {
             refused_requests: Family::default(),
             served: Counter::default(),
             open_streams: Gauge::default(),
+            listeners: Gauge::default(),
+            subscriptions: Gauge::default(),
             connections: Gauge::default(),
             refused_connections: Counter::default(),
             revision: Gauge::default(),
@@ -108,6 +114,8 @@ impl Metrics {
             );
             r.register("waffles_served_exchanges", "Exchanges since the start", m.served);
             r.register("waffles_open_streams", "Streams open to clients", m.open_streams);
+            r.register("waffles_listeners", "Clients that listen to changes", m.listeners);
+            r.register("waffles_subscriptions", "Subscriptions at servers", m.subscriptions);
             r.register("waffles_connections", "Connections of clients", m.connections);
             r.register(
                 "waffles_refused_connections",

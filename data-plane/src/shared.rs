@@ -10,6 +10,7 @@ use waffles_runtime::drain::Drain;
 
 use crate::bridge::parked::Lot;
 use crate::front::Sessions;
+use crate::hub::Hub;
 use crate::permit::Permit;
 use crate::record::Desk;
 use crate::state::Current;
@@ -27,6 +28,8 @@ pub struct Shared {
     pub backs: Backs,
     /// The gateway's own sessions.
     pub sessions: Sessions,
+    /// Who listens to what.
+    pub hub: Hub,
     /// Calls that wait for their client to come back with answers.
     pub lot: Lot,
     /// Which arguments of servers' tools are mirrored in headers.

@@ -20,6 +20,7 @@ use waffles_mcp::{Id, Kind, Limits, Message, Method, Slot};
 use waffles_runtime::drain::Drain;
 
 use crate::flow::Flow;
+use crate::hub::Listening;
 use crate::listing;
 use crate::permit::Permit;
 use crate::record::{End, Record};
@@ -44,6 +45,8 @@ pub enum Body {
     Relay(Box<Relay>),
     /// Bridged work.
     Flow(Box<Flow>),
+    /// A subscription.
+    Listen(Box<Listening>),
     /// The answer of another proxy.
     Passed(Incoming),
 }
@@ -72,6 +75,7 @@ impl HttpBody for Body {
                 Pin::new(body).poll_frame(cx).map(|frame| frame.and_then(Result::ok).map(Ok))
             }
             Self::Flow(flow) => flow.poll(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Listen(stream) => stream.poll(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
@@ -79,7 +83,7 @@ impl HttpBody for Body {
         match self {
             Self::Empty | Self::Full(None) => true,
             Self::Full(Some(bytes)) => bytes.is_empty(),
-            Self::Relay(_) | Self::Flow(_) => false,
+            Self::Relay(_) | Self::Flow(_) | Self::Listen(_) => false,
             Self::Passed(body) => body.is_end_stream(),
         }
     }
@@ -88,7 +92,7 @@ impl HttpBody for Body {
         match self {
             Self::Empty | Self::Full(None) => SizeHint::with_exact(0),
             Self::Full(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Relay(_) | Self::Flow(_) | Self::Passed(_) => SizeHint::default(),
+            Self::Relay(_) | Self::Flow(_) | Self::Listen(_) | Self::Passed(_) => SizeHint::default(),
         }
     }
 }

@@ -15,7 +15,7 @@ use waffles_mcp::translate::notice::Filter;
 
 use super::listener::Listener;
 use super::source::{Said, Source};
-use super::topic::{self, Topic};
+use super::topic::{self, List, Topic};
 use crate::bridge::Naming;
 use crate::link::BackOff;
 use crate::permit::Permit;
@@ -156,7 +156,12 @@ impl Feed {
 
     /// How many resources and tasks its listeners name.
     pub fn named(&self) -> usize {
-        self.state.lock().members.values().map(|member| member.wants.uris.len() + member.wants.task_ids.len()).sum()
+        self.state
+            .lock()
+            .members
+            .values()
+            .map(|member| member.wants.uris.len() + member.wants.task_ids.len())
+            .sum()
     }
 
     /// Takes a listener away.
@@ -195,9 +200,9 @@ impl Feed {
     }
 
     /// Whether the server's word that a list has changed would be heard.
-    pub fn covers(&self, kind: impl Fn(&Filter) -> bool) -> bool {
+    pub fn covers(&self, list: List) -> bool {
         let cover = self.cover.borrow();
-        cover.stage == Stage::Live && kind(&cover.honoured)
+        cover.stage == Stage::Live && list.is_in(&cover.honoured)
     }
 
     /// Waits until it is known what becomes of a wish; too long a wait counts as a failure.
@@ -275,7 +280,8 @@ impl Feed {
     fn announce(&self, means: &Means) {
         let covered = Arc::clone(&self.cover.borrow().honoured);
         let topics = Topic::all(&covered).into_iter();
-        let news: Vec<_> = topics.filter_map(|topic| topic.announcement().map(|message| (topic, message))).collect();
+        let news: Vec<_> =
+            topics.filter_map(|topic| topic.announcement().map(|message| (topic, message))).collect();
         for (topic, _) in &news {
             means.shared.hub.invalidate(self.key.server, topic);
         }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use waffles_core::audit::Outcome;
 use waffles_core::snapshot::Snapshot;
 use waffles_mcp::jsonrpc::result_response;
-use waffles_mcp::translate::notice::Filter;
+use waffles_mcp::translate::notice::{self, Filter};
 use waffles_mcp::{Id, Message};
 
 use super::feed::Feed;
@@ -105,10 +105,12 @@ impl Listener {
     /// Tells it that something has changed. Of several messages about one topic it gets the newest.
     pub fn notice(&self, topic: Topic, message: &Arc<Message>) {
         let mut state = self.state.lock();
-        match state.waiting.iter_mut().find(|(other, _)| *other == topic) {
-            Some((_, older)) => *older = Arc::clone(message),
-            None if state.waiting.len() < MAX_WAITING => state.waiting.push((topic, Arc::clone(message))),
-            None => return state.record.metrics().dropped("listener_lags"),
+        if let Some((_, older)) = state.waiting.iter_mut().find(|(other, _)| *other == topic) {
+            *older = Arc::clone(message);
+        } else if state.waiting.len() < MAX_WAITING {
+            state.waiting.push((topic, Arc::clone(message)));
+        } else {
+            return state.record.metrics().dropped("listener_lags");
         }
         drop(state);
         self.outbox.wake();
@@ -202,9 +204,7 @@ impl Listener {
     /// The result that ends a subscription [2026-07-28 basic/patterns/subscriptions].
     fn last_word(&self, state: &mut State) {
         let Audience::Listen(id) = &self.audience else { return };
-        let key = "io.modelcontextprotocol/subscriptionId";
-        let result = format!(r#"{{"resultType":"complete","_meta":{{"{key}":{}}}}}"#, id.as_json());
-        let last = result_response(id, result.as_bytes());
+        let last = result_response(id, &notice::closing_result(id));
         state.record.note_bytes(last.len());
         self.outbox.try_send(last);
     }

@@ -29,16 +29,16 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 const MAX_RETRY: Duration = Duration::from_secs(10);
 
 /// An open subscription.
-pub struct Source {
+pub(super) struct Source {
     inbox: Inbox,
     how: How,
     capabilities: Capabilities,
     /// The server gave an event before it said what it honours.
     first: Option<Message>,
     /// What was asked for.
-    pub asked: Filter,
+    pub(super) asked: Filter,
     /// What of that the server honours.
-    pub honoured: Filter,
+    pub(super) honoured: Filter,
 }
 
 enum How {
@@ -47,7 +47,7 @@ enum How {
 }
 
 /// What a server says next.
-pub enum Said {
+pub(super) enum Said {
     /// Something that may concern listeners.
     Notification(Message),
     /// Nothing that concerns anybody.
@@ -58,7 +58,7 @@ pub enum Said {
 
 impl Source {
     /// Subscribes. None where the server offers nothing of what is wanted. `owner` names a session of the hub's own.
-    pub async fn open(
+    pub(super) async fn open(
         means: &Means,
         permit: &Permit,
         owner: u128,
@@ -68,7 +68,7 @@ impl Source {
             Some(described) => {
                 let capabilities = Capabilities::parse(&described.capabilities);
                 let asked = offered(&capabilities, wanted);
-                if topic::is_nothing(&asked) {
+                if asked.is_empty() {
                     return Ok(None);
                 }
                 listen(means, permit, capabilities, asked).await
@@ -78,7 +78,7 @@ impl Source {
     }
 
     /// The next message. Nothing is lost where the wait is given up.
-    pub async fn next(&mut self) -> Result<Option<Message>, UpstreamFault> {
+    pub(super) async fn next(&mut self) -> Result<Option<Message>, UpstreamFault> {
         match self.first.take() {
             Some(first) => Ok(Some(first)),
             None => self.inbox.next().await,
@@ -86,7 +86,7 @@ impl Source {
     }
 
     /// What a message is; a server's question is answered, for nobody is there to be asked.
-    pub async fn judge(&self, means: &Means, permit: &Permit, message: Message) -> Said {
+    pub(super) async fn judge(&self, means: &Means, permit: &Permit, message: Message) -> Said {
         match (message.kind(), &self.how) {
             (Kind::Notification, _) => Said::Notification(message),
             (Kind::Request, How::Session { back, .. }) => {
@@ -94,7 +94,12 @@ impl Source {
                 let answer = if message.method() == Some(Method::Ping.as_str()) {
                     result_response(id, b"{}")
                 } else {
-                    error_response(Some(id), code::METHOD_NOT_FOUND, "nobody can be asked on this stream", None)
+                    error_response(
+                        Some(id),
+                        code::METHOD_NOT_FOUND,
+                        "nobody can be asked on this stream",
+                        None,
+                    )
                 };
                 if back.tell(&means.upstream, permit, answer).await.is_err() {
                     tracing::debug!("a server did not take the answer to its question");
@@ -107,7 +112,7 @@ impl Source {
     }
 
     /// Whether what is wanted now asks for another subscription, or for others in this one.
-    pub fn is_behind(&self, wanted: &Filter) -> bool {
+    pub(super) fn is_behind(&self, wanted: &Filter) -> bool {
         match &self.how {
             How::Stateless { .. } => !topic::names_all(&self.asked, &offered(&self.capabilities, wanted)),
             How::Session { .. } => self.asked.uris != wanted.uris,
@@ -116,7 +121,12 @@ impl Source {
 
     /// Brings the subscription up to what is wanted. The old one goes only when the new one is there, so that nothing is
     /// missed in between.
-    pub async fn follow(&mut self, means: &Means, permit: &Permit, wanted: &Filter) -> Result<(), Reject> {
+    pub(super) async fn follow(
+        &mut self,
+        means: &Means,
+        permit: &Permit,
+        wanted: &Filter,
+    ) -> Result<(), Reject> {
         if let How::Session { back, .. } = &self.how {
             let back = Arc::clone(back);
             return self.subscribe(means, permit, &back, wanted).await;
@@ -159,7 +169,7 @@ impl Source {
     }
 
     /// Takes up the stream where it ended, where the server keeps what was missed. False where it does not.
-    pub async fn take_up(&mut self, means: &Means, permit: &Permit) -> bool {
+    pub(super) async fn take_up(&mut self, means: &Means, permit: &Permit) -> bool {
         let resume = self.inbox.resume().clone();
         let How::Session { back, .. } = &self.how else { return false };
         if resume.event_id.is_none() {
@@ -214,7 +224,8 @@ async fn listen(
     match first.kind() {
         Kind::Error => refused(StatusCode::OK, Some(&first)),
         Kind::Notification => {
-            let acknowledged = head(&first).ok().filter(|head| head.method == Method::SubscriptionsAcknowledged);
+            let acknowledged =
+                head(&first).ok().filter(|head| head.method == Method::SubscriptionsAcknowledged);
             let honoured = match &acknowledged {
                 Some(head) => head.notifications.as_ref().and_then(|raw| Filter::parse(raw).ok()),
                 None => None,
@@ -231,7 +242,10 @@ async fn listen(
 /// A server may be of the stateless revision and offer no subscriptions.
 fn refused(status: StatusCode, message: Option<&Message>) -> Result<Option<Source>, Reject> {
     let none = message.and_then(Message::error_code) == Some(code::METHOD_NOT_FOUND)
-        || matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED);
+        || matches!(
+            status,
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
+        );
     if none { Ok(None) } else { Err(Reject::upstream(UpstreamFault::Failed, true)) }
 }
 
@@ -271,7 +285,7 @@ async fn in_session(
     let client = Client { capabilities: Bytes::from_static(b"{}"), info: Some(waffles()) };
     let back = shared.backs.get(upstream, &shared.eras, permit, &client, Some(owner)).await?;
     let capabilities = Capabilities::parse(&back.described.capabilities);
-    let inbox = match topic::is_nothing(&offered(&capabilities, wanted)) {
+    let inbox = match offered(&capabilities, wanted).is_empty() {
         true => None,
         false => back.listen(upstream, permit).await.map_err(failed)?,
     };
@@ -298,10 +312,8 @@ async fn ask(means: &Means, permit: &Permit, back: &Back, method: &str, uri: &st
     let until = Instant::now() + ANSWER_TIME;
     let id = back.fresh_id();
     let uri = serde_json::Value::from(uri);
-    let body = format!(
-        r#"{{"jsonrpc":"2.0","id":{},"method":"{method}","params":{{"uri":{uri}}}}}"#,
-        id.as_json()
-    );
+    let body =
+        format!(r#"{{"jsonrpc":"2.0","id":{},"method":"{method}","params":{{"uri":{uri}}}}}"#, id.as_json());
     let mut inbox = match back.ask(&means.upstream, permit, &id, body.into()).await {
         Ok(inbox) => inbox,
         Err(Missed::Answered(_)) => return Ok(false),

@@ -3,16 +3,48 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use waffles_mcp::translate::notice::{self, Filter, Kind};
+use waffles_mcp::translate::notice::{self, Filter};
 use waffles_mcp::{Id, Limits, Message, Method, Slot, uris};
 
 use crate::bridge::Naming;
+
+/// A list that servers say has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum List {
+    /// Of tools.
+    Tools,
+    /// Of prompts.
+    Prompts,
+    /// Of resources, and of their templates.
+    Resources,
+}
+
+impl List {
+    const ALL: [Self; 3] = [Self::Tools, Self::Prompts, Self::Resources];
+
+    /// Whether a filter asks for it.
+    pub fn is_in(self, filter: &Filter) -> bool {
+        match self {
+            Self::Tools => filter.tools,
+            Self::Prompts => filter.prompts,
+            Self::Resources => filter.resources,
+        }
+    }
+
+    fn method(self) -> Method {
+        match self {
+            Self::Tools => Method::ToolsListChanged,
+            Self::Prompts => Method::PromptsListChanged,
+            Self::Resources => Method::ResourcesListChanged,
+        }
+    }
+}
 
 /// What has changed. Of several messages about one topic, only the newest matters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Topic {
     /// A list.
-    List(Kind),
+    List(List),
     /// The resource of this URI.
     Resource(String),
     /// The task of this id.
@@ -23,9 +55,9 @@ impl Topic {
     /// What a server's notification is about; none where it is nothing that one subscribes to.
     pub fn of(message: &Message) -> Option<Self> {
         match Method::parse(message.method().unwrap_or_default()) {
-            Method::ToolsListChanged => Some(Self::List(Kind::Tools)),
-            Method::PromptsListChanged => Some(Self::List(Kind::Prompts)),
-            Method::ResourcesListChanged => Some(Self::List(Kind::Resources)),
+            Method::ToolsListChanged => Some(Self::List(List::Tools)),
+            Method::PromptsListChanged => Some(Self::List(List::Prompts)),
+            Method::ResourcesListChanged => Some(Self::List(List::Resources)),
             Method::ResourcesUpdated => message.text(Slot::Uri).map(|uri| Self::Resource(uri.into_owned())),
             Method::TasksChanged => message.text(Slot::TaskId).map(|id| Self::Task(id.into_owned())),
             _ => None,
@@ -35,7 +67,7 @@ impl Topic {
     /// Whether a filter asks for it. What changed may be a part of what was subscribed to [server/resources].
     pub fn is_wanted(&self, filter: &Filter) -> bool {
         match self {
-            Self::List(kind) => lists(filter, *kind),
+            Self::List(list) => list.is_in(filter),
             Self::Resource(uri) => {
                 filter.uris.contains(uri) || filter.uris.iter().any(|whole| is_part(whole, uri))
             }
@@ -45,8 +77,7 @@ impl Topic {
 
     /// All that a filter asks for, as if it had just changed.
     pub fn all(filter: &Filter) -> Vec<Self> {
-        let kinds = [Kind::Tools, Kind::Prompts, Kind::Resources];
-        let lists = kinds.into_iter().filter(|kind| lists(filter, *kind)).map(Self::List);
+        let lists = List::ALL.into_iter().filter(|list| list.is_in(filter)).map(Self::List);
         lists.chain(filter.uris.iter().cloned().map(Self::Resource)).collect()
     }
 
@@ -63,7 +94,7 @@ impl Topic {
     /// A message that says so, where no server has said it.
     pub fn announcement(&self) -> Option<Arc<Message>> {
         let bytes = match self {
-            Self::List(kind) => notice::list_changed(*kind),
+            Self::List(list) => notice::list_changed(&list.method()),
             Self::Resource(uri) => notice::resource_updated(uri),
             // What a task has come to, only its server can say.
             Self::Task(_) => return None,
@@ -91,21 +122,13 @@ impl Topic {
     }
 }
 
-fn lists(filter: &Filter, kind: Kind) -> bool {
-    match kind {
-        Kind::Tools => filter.tools,
-        Kind::Prompts => filter.prompts,
-        Kind::Resources => filter.resources,
-    }
-}
-
 fn is_part(whole: &str, uri: &str) -> bool {
     let rest = uri.strip_prefix(whole).unwrap_or_default();
     !rest.is_empty() && (whole.ends_with('/') || rest.starts_with(['/', '?', '#']))
 }
 
 /// What of a client's filter concerns one server, in that server's words.
-pub fn own(filter: &Filter, naming: &Naming) -> Filter {
+pub(super) fn own(filter: &Filter, naming: &Naming) -> Filter {
     let uri = |uri: &String| match naming {
         Naming::Own => Some(uri.clone()),
         Naming::Federated(server) => match uris::unwrap(uri) {
@@ -120,7 +143,7 @@ pub fn own(filter: &Filter, naming: &Naming) -> Filter {
 }
 
 /// A server's filter in the words of the client that asked for `asked`.
-pub fn public(filter: &Filter, naming: &Naming, asked: &Filter) -> Filter {
+pub(super) fn public(filter: &Filter, naming: &Naming, asked: &Filter) -> Filter {
     let uri = |uri: &String| match Topic::Resource(uri.clone()).public(naming) {
         Topic::Resource(uri) => Some(uri).filter(|uri| asked.uris.contains(uri)),
         Topic::List(_) | Topic::Task(_) => None,
@@ -141,17 +164,12 @@ fn public_task(id: &str, _naming: &Naming) -> String {
 }
 
 /// Whether everything that a filter names one by one is in another.
-pub fn names_all(more: &Filter, less: &Filter) -> bool {
+pub(super) fn names_all(more: &Filter, less: &Filter) -> bool {
     less.uris.is_subset(&more.uris) && less.task_ids.is_subset(&more.task_ids)
 }
 
-/// Whether a filter asks for nothing.
-pub fn is_nothing(filter: &Filter) -> bool {
-    !filter.tools && !filter.prompts && !filter.resources && filter.uris.is_empty() && filter.task_ids.is_empty()
-}
-
 /// All lists, and nothing by name.
-pub fn all_lists() -> Filter {
+pub(super) fn all_lists() -> Filter {
     Filter { tools: true, prompts: true, resources: true, ..Filter::default() }
 }
 
@@ -181,7 +199,8 @@ mod tests {
     #[test]
     fn a_federated_filter_is_split_by_server_and_put_together_again() {
         let naming = Naming::Federated("one".into());
-        let asked = filter(&[&uris::wrap("one", "file:///x"), &uris::wrap("two", "file:///y"), "https://h/z"]);
+        let asked =
+            filter(&[&uris::wrap("one", "file:///x"), &uris::wrap("two", "file:///y"), "https://h/z"]);
         let part = own(&asked, &naming);
         assert_eq!(part, filter(&["file:///x", "https://h/z"]));
         assert_eq!(public(&part, &naming, &asked), filter(&[&uris::wrap("one", "file:///x"), "https://h/z"]));
