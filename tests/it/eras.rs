@@ -1,12 +1,14 @@
 //! What each era asks of a gateway: sessions that belong to one principal and one server, and requests that speak for
 //! themselves and say the same in headers and body.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use waffles_core::audit::Outcome;
 use waffles_core::credential::KeyLimits;
 use waffles_runtime::task;
 use waffles_tests::mcp_client::{events, initialize, stateless_meta};
-use waffles_tests::{Behaviour, Era, McpClient, Seeded};
+use waffles_tests::{Behaviour, Era, McpClient, Seeded, until};
 
 use crate::call::{json_of, masked, stream_of};
 
@@ -457,11 +459,10 @@ async fn input_that_is_required_is_asked_for_and_brought_again() {
 #[tokio::test]
 async fn a_subscription_stays_open_and_its_messages_pass() {
     let waffles = Seeded::start().await;
-    let tag = json!({"io.modelcontextprotocol/subscriptionId": "s1"});
-    let note = |method: &str| json!({"jsonrpc": "2.0", "method": method, "params": {"_meta": tag}});
-    let first = note("notifications/subscriptions/acknowledged");
-    let second = note("notifications/tools/list_changed");
-    let last = json!({"jsonrpc": "2.0", "id": "s1", "result": {"resultType": "complete", "_meta": tag}});
+    let tagged = |method: &str, id: &Value, mut params: Value| {
+        params["_meta"] = json!({"io.modelcontextprotocol/subscriptionId": id});
+        json!({"jsonrpc": "2.0", "method": method, "params": params})
+    };
     let feed = waffles.upstream.on_stream("subscriptions/listen");
     let client = waffles.client().of(Era::Stateless).await;
     let filter = json!({"notifications": {"toolsListChanged": true}});
@@ -469,18 +470,29 @@ async fn a_subscription_stays_open_and_its_messages_pass() {
         let client = client.clone();
         async move { client.ask_stream("s1", "subscriptions/listen", filter).await }
     });
-    feed.message(&first).await;
+    waffles.upstream.arrived("subscriptions/listen", 1).await;
+    let asked = waffles.upstream.seen_of("subscriptions/listen")[0].json();
+    feed.message(&tagged("notifications/subscriptions/acknowledged", &asked["id"], json!({}))).await;
     let mut stream = opened.await.unwrap().unwrap();
+    let honoured = json!({"notifications": {"toolsListChanged": true}});
+    let first = tagged("notifications/subscriptions/acknowledged", &json!("s1"), honoured);
     assert_eq!(stream.message().await.unwrap(), first);
     assert!(waffles.proxy.metrics().await.contains("waffles_open_streams 1"));
-    feed.message(&second).await;
+    feed.message(&tagged("notifications/tools/list_changed", &asked["id"], json!({"x": 1.0}))).await;
+    let second = tagged("notifications/tools/list_changed", &json!("s1"), json!({"x": 1.0}));
     assert_eq!(stream.message().await.unwrap(), second);
     assert_eq!(waffles.records().len(), 0, "it is written down when it ends");
+    let last = json!({"jsonrpc": "2.0", "id": asked["id"], "result": {"resultType": "complete"}});
     feed.message(&last).await;
-    assert_eq!(stream.message().await.unwrap(), last);
-    assert_eq!(stream.rest().await.unwrap(), Vec::<Value>::new());
-    assert_eq!(waffles.record_of("mcp.subscriptions/listen").outcome, Outcome::Ok);
-    assert!(waffles.proxy.metrics().await.contains("waffles_open_streams 0"));
+    waffles.upstream.arrived("subscriptions/listen", 2).await;
+    let third = tagged("notifications/tools/list_changed", &json!("s1"), json!({}));
+    assert_eq!(stream.message().await.unwrap(), third, "a server that ends it is asked again");
+    drop(stream);
+    until("the stream is given up", Duration::from_secs(2), || async {
+        waffles.proxy.metrics().await.contains("waffles_open_streams 0")
+    })
+    .await;
+    assert_eq!(waffles.record_of("mcp.subscriptions/listen").outcome, Outcome::Cancelled);
 }
 
 #[tokio::test]

@@ -19,5 +19,6 @@ mod planes;
 mod resilience;
 mod rmcp_client;
 mod streaming;
+mod subscriptions;
 mod tls;
 mod up;

@@ -2,6 +2,7 @@
 //! should; a test scripts what is otherwise, by tool name or by method, and looks at what has arrived.
 
 mod faults;
+mod listen;
 mod wire;
 
 use std::collections::{HashMap, VecDeque};
@@ -124,6 +125,9 @@ struct State {
     only: Mutex<Option<Era>>,
     seen: Mutex<VecDeque<Seen>>,
     sessions: Mutex<HashMap<String, Session>>,
+    listens: Mutex<Vec<listen::Listen>>,
+    /// The capabilities, where they are not the usual ones.
+    offered: Mutex<Option<Value>>,
     asked: Mutex<HashMap<String, oneshot::Sender<Value>>>,
     connections: AtomicU64,
     open: AtomicUsize,
@@ -369,6 +373,18 @@ async fn answer(
     let stateless = head.header("mcp-protocol-version") == Some(Era::Stateless.revision());
     let era = if stateless { Era::Stateless } else { Era::Sessions };
     let method = message["method"].as_str().unwrap_or_default().to_owned();
+    if let Some(body) = state.fed.lock().remove(&method) {
+        unanswered.answered();
+        return Ok(wire::sse(body));
+    }
+    let scripted = match head.method {
+        Method::POST => state.by_method.lock().get(&method).cloned(),
+        Method::GET => state.by_method.lock().get(GET).cloned(),
+        _ => None,
+    };
+    if let Some(behaviour) = scripted {
+        return faults::behave(state, behaviour, era, &message, unanswered).await;
+    }
     let only = *state.only.lock();
     match only {
         Some(Era::Sessions) if stateless => {
@@ -383,18 +399,6 @@ async fn answer(
             return Ok(wire::refusal(StatusCode::BAD_REQUEST, &message, -32022, "only 2026-07-28"));
         }
         _ => {}
-    }
-    if let Some(body) = state.fed.lock().remove(&method) {
-        unanswered.answered();
-        return Ok(wire::sse(body));
-    }
-    let scripted = match head.method {
-        Method::POST => state.by_method.lock().get(&method).cloned(),
-        Method::GET => state.by_method.lock().get(GET).cloned(),
-        _ => None,
-    };
-    if let Some(behaviour) = scripted {
-        return faults::behave(state, behaviour, era, &message, unanswered).await;
     }
     let session = head.header("mcp-session-id").map(str::to_owned);
     if era == Era::Sessions && method != "initialize" {
@@ -454,7 +458,7 @@ async fn respond(
             let id = format!("session-{}", state.numbers.fetch_add(1, Ordering::Relaxed));
             state.sessions.lock().insert(id.clone(), Session::default());
             let result = json!({
-                "protocolVersion": agreed, "capabilities": capabilities(),
+                "protocolVersion": agreed, "capabilities": capabilities(state),
                 "serverInfo": {"name": "scripted", "version": "1"},
             });
             unanswered.answered();
@@ -463,11 +467,16 @@ async fn respond(
             return Ok(answer);
         }
         "server/discover" => json!({
-            "supportedVersions": [Era::Stateless.revision()], "capabilities": capabilities(),
+            "supportedVersions": [Era::Stateless.revision()], "capabilities": capabilities(state),
             "ttlMs": 0, "cacheScope": "private",
             "_meta": {"io.modelcontextprotocol/serverInfo": {"name": "scripted", "version": "1"}},
         }),
         "ping" => json!({}),
+        "resources/subscribe" | "resources/unsubscribe" if era == Era::Sessions => json!({}),
+        "subscriptions/listen" if era == Era::Stateless => {
+            unanswered.answered();
+            return Ok(listen::listen(state, message).await);
+        }
         "tools/list" => json!({"tools": *state.tools.lock(), "ttlMs": 0, "cacheScope": "private"}),
         "tools/call" => {
             let name = params["name"].as_str().unwrap_or_default();
@@ -508,8 +517,9 @@ async fn respond(
     Ok(wire::result(era, message, result))
 }
 
-fn capabilities() -> Value {
-    json!({"tools": {"listChanged": true}, "resources": {}, "prompts": {}, "logging": {}})
+fn capabilities(state: &State) -> Value {
+    let usual = || json!({"tools": {"listChanged": true}, "resources": {}, "prompts": {}, "logging": {}});
+    state.offered.lock().clone().unwrap_or_else(usual)
 }
 
 /// A tool with this name that takes anything.

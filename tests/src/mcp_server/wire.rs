@@ -59,6 +59,11 @@ impl Feed {
         drop(self.0.send(Err(std::io::ErrorKind::ConnectionReset.into())).await);
     }
 
+    /// Whether the other side has gone.
+    pub fn is_gone(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// Waits until the other side has gone.
     pub async fn gone(&self) {
         self.0.closed().await;
