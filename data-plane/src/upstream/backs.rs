@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method as HttpMethod, header};
+use http::{HeaderMap, HeaderValue, Method as HttpMethod, StatusCode, header};
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
@@ -233,7 +233,10 @@ impl Back {
         };
         let answer = upstream.call(permit, self.outgoing(HttpMethod::POST, body)).await?;
         match (Heard::read(answer).await?, expected) {
-            (Heard::Refused { message: Some(message), .. }, _) if message.id() == Some(id) => {
+            // A 404 in a session says that the session is gone, whatever its body says.
+            (Heard::Refused { status, message: Some(message) }, _)
+                if message.id() == Some(id) && (status != StatusCode::NOT_FOUND || self.id.is_none()) =>
+            {
                 Err(Missed::Answered(message))
             }
             (Heard::Refused { status, message }, _) => Err(self.refused(status.as_u16(), message.as_deref())),
