@@ -3,11 +3,11 @@
 // node run.mjs URL --spec 2025-11-25|2026-07-28 [--token TOKEN] --out FILE [--scenario NAME]
 
 import { spawn } from 'node:child_process';
-import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { node22 } from '../matrix/node22.mjs';
 import { inject } from './inject.mjs';
 
 const [url, ...rest] = process.argv.slice(2);
@@ -21,15 +21,6 @@ if (!url || !spec || !out) {
 
 const require = createRequire(import.meta.url);
 
-/** The suite needs Node 22, which its folder brings along for machines with an older one. */
-function node() {
-    if (Number(process.versions.node.split('.')[0]) >= 22) return process.execPath;
-    const name = `node-${process.platform}-${process.arch}`;
-    const binary = join(dirname(require.resolve(`${name}/package.json`)), 'bin', 'node');
-    if (!existsSync(binary)) throw new Error(`the suite needs Node 22, and ${name} is not installed`);
-    return binary;
-}
-
 // The suite cannot send a header of ours, so a forwarder in this process adds it.
 const forwarder = read('--token') === undefined ? undefined : await inject(url, read('--token'));
 const folder = await mkdtemp(join(tmpdir(), 'waffles-conformance-'));
@@ -37,7 +28,7 @@ try {
     const suite = join(dirname(require.resolve('@modelcontextprotocol/conformance/package.json')), 'dist', 'index.js');
     const args = [suite, 'server', '--url', forwarder?.url ?? url, '--spec-version', spec, '-o', folder];
     args.push(...(read('--scenario') ? ['--scenario', read('--scenario')] : ['--suite', 'all']));
-    const child = spawn(node(), args, { stdio: ['ignore', 'ignore', 'inherit'] });
+    const child = spawn(node22(import.meta.url), args, { stdio: ['ignore', 'ignore', 'inherit'] });
     await new Promise((resolve, reject) => child.on('error', reject).on('exit', resolve));
     const scenarios = {};
     for (const entry of (await readdir(folder)).sort()) {

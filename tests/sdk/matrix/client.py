@@ -128,7 +128,8 @@ class Checks:
             return len(seen) >= len(words["seen"])
 
         await eventually(whole, "not all progress arrived", lambda: seen)
-        expect(seen == words["seen"], "the progress is in order", seen)
+        # The last step may come in one piece with the result, and some clients stop listening there.
+        expect(seen[: len(words["seen"])] == words["seen"], "the progress is in order", seen)
 
     async def log(self) -> None:
         words = labelled(self.words["log"])
