@@ -200,9 +200,6 @@ impl Spec {
                 wrong(format!("tags[{i}]"), "must be 1 to 63 letters, digits or any of `_.:/-`");
             }
         }
-        if self.transport == Transport::Sse {
-            wrong("transport".into(), "`sse` is not served yet; use `auto` or `streamable-http`");
-        }
         if self.endpoints.is_empty() || self.endpoints.len() > 16 {
             wrong("endpoints".into(), "must be 1 to 16");
         }

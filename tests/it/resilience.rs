@@ -203,7 +203,7 @@ async fn a_connection_that_was_closed_while_idle_costs_no_call() {
         seed.server("raw", &upstream.url(), |_| {});
     })
     .await;
-    let client = at(&waffles, "raw").of(Era::Stateless).await;
+    let client = at(&waffles, "raw").with("mcp-protocol-version", "2025-11-25");
     for number in 1..=50 {
         let answer = client.call("x", json!({})).await.unwrap();
         assert_eq!(answer.status, 200, "call {number}: {}", answer.text());
@@ -235,7 +235,7 @@ async fn a_call_that_may_have_been_read_is_never_sent_again() {
             });
         })
         .await;
-        let client = at(&waffles, "raw").of(Era::Stateless).await;
+        let client = at(&waffles, "raw").with("mcp-protocol-version", "2025-11-25");
         assert_eq!(client.call("x", json!({})).await.unwrap().status, 200);
         let long = "x".repeat(2 << 20);
         let answer = client.call("x", json!({"long": long})).await.unwrap();
@@ -261,7 +261,7 @@ async fn a_server_that_answers_before_it_has_read_holds_up_no_later_call() {
         });
     })
     .await;
-    let client = at(&waffles, "raw").of(Era::Stateless).await;
+    let client = at(&waffles, "raw").with("mcp-protocol-version", "2025-11-25");
     let answer = client.call("x", json!({"long": "x".repeat(3 << 20)})).await.unwrap();
     assert_eq!(answer.status, 200);
     let started = Instant::now();
