@@ -1,6 +1,7 @@
 //! The benchmark. One process measures; the upstream, the pass-through and the load generator are children of the same
 //! program, each on one thread and bound to a core: the proxy under test alone on one, everything else on another.
 
+mod listeners;
 mod load;
 mod passthrough;
 mod report;
@@ -62,6 +63,8 @@ enum Part {
     /// Asks and measures.
     #[command(hide = true)]
     Load(load::Load),
+    /// Measures what idle listeners cost.
+    Listeners(listeners::Listeners),
 }
 
 /// What a serving child says when it is ready.
@@ -122,6 +125,7 @@ impl Bench {
             Some(Part::Upstream) => runtime.block_on(upstream::serve()),
             Some(Part::Passthrough { upstream }) => runtime.block_on(passthrough::serve(*upstream)),
             Some(Part::Load(load)) => runtime.block_on(load.run()),
+            Some(Part::Listeners(listeners)) => runtime.block_on(listeners.run()),
             None => runtime.block_on(self.measure()),
         }
     }
