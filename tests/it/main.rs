@@ -15,6 +15,7 @@ mod discovery;
 mod eras;
 mod harness;
 mod hostile;
+mod matrix;
 mod planes;
 mod resilience;
 mod rmcp_client;

@@ -14,6 +14,7 @@ use std::future::Future;
 use std::time::Duration;
 
 pub mod bench;
+pub mod matrix;
 pub mod mcp_client;
 pub mod mcp_server;
 pub mod postgres;

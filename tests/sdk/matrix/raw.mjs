@@ -14,7 +14,8 @@ async function* events(body) {
             text = text.slice(end).replace(/^\r?\n\r?\n/, '');
             const lines = block.split(/\r?\n/).map(line => /^(\w+): ?(.*)$/s.exec(line));
             const of = name => lines.filter(line => line?.[1] === name).map(line => line[2]);
-            if (of('data').length) yield { event: of('event')[0] ?? 'message', data: of('data').join('\n') };
+            // An event without data only has an id to come back with.
+            if (of('data').join('')) yield { event: of('event')[0] ?? 'message', data: of('data').join('\n') };
         }
     }
 }
@@ -51,10 +52,10 @@ class Connection {
         });
         this.#session ??= answer.headers.get('mcp-session-id') ?? undefined;
         const type = answer.headers.get('content-type') ?? '';
+        if (answer.status === 202) return answer.body?.cancel();
         if (!answer.ok) throw new Error(`HTTP ${answer.status}: ${(await answer.text()).slice(0, 300)}`);
         if (type.startsWith('text/event-stream')) this.#read(answer.body);
-        else if (type.startsWith('application/json')) for (const each of [await answer.json()].flat()) this.#take(each);
-        else await answer.body?.cancel();
+        else for (const each of [await answer.json()].flat()) this.#take(each);
     }
 
     async #read(body) {

@@ -1,0 +1,133 @@
+//! Every client with every server, feature by feature; see `waffles_tests::matrix`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use waffles_proto::registry::v1::{ServerSpec, Transport};
+use waffles_tests::matrix::clients::Program;
+use waffles_tests::matrix::servers::{SERVERS, vocabulary};
+use waffles_tests::matrix::{
+    CLIENTS, Cell, Client, Door, Server, Servers, Status, Target, Wire, cells, impossible, table,
+};
+use waffles_tests::waffles::{endpoint, spec};
+use waffles_tests::{DataPlane, Era, Waffles};
+
+/// How many client programs run at once.
+const PROGRAMS: usize = 4;
+
+/// Where a client finds a server at a door.
+fn url(client: &Client, server: &Server, door: Door, servers: &Servers, proxy: &DataPlane) -> String {
+    let base = match door {
+        Door::Direct => return servers.url(server).to_owned(),
+        Door::Alone => proxy.server_url(server.name),
+        Door::Federated => format!("http://{}/mcp", proxy.mcp),
+    };
+    if client.wire == Wire::Sse { format!("{base}/sse") } else { base }
+}
+
+fn target(client: &Client, server: &Server, door: Door, url: String, token: &str) -> Target {
+    let federated = door == Door::Federated;
+    let mut skip = BTreeMap::new();
+    // The other way round, it is found out whether what is said to be impossible really is.
+    if std::env::var_os("MATRIX_IMPOSSIBLE").is_none() {
+        for feature in waffles_tests::matrix::FEATURES {
+            if let Some(reason) = impossible::reason(client, server, door, feature) {
+                skip.insert(feature, reason);
+            }
+        }
+    }
+    Target {
+        id: format!("{}/{door}", server.name),
+        url,
+        token: if door == Door::Direct { String::new() } else { token.to_owned() },
+        era: if client.era == Era::Stateless { "stateless" } else { "sessions" },
+        transport: client.wire,
+        revision: client.revision,
+        vocabulary: vocabulary(server),
+        prefix: if federated { format!("{}__", server.name) } else { String::new() },
+        uris: if federated { format!("wfl+{}+", server.name) } else { String::new() },
+        skip,
+    }
+}
+
+/// Whether a name is among those of this environment variable; without it, every name is.
+fn chosen(variable: &str, name: &str) -> bool {
+    std::env::var(variable).map_or(true, |names| names.split(',').any(|each| each == name))
+}
+
+async fn run(client: &'static Client, targets: Vec<(&'static Server, Door, Target)>) -> Vec<Cell> {
+    let asked: Vec<Target> = targets.iter().map(|(_, _, target)| target.clone()).collect();
+    let (reports, errors) = match client.program {
+        Program::Rmcp => return Vec::new(),
+        Program::Node(_) | Program::Python(_) => client.run(&asked).await,
+    };
+    let mut seen = Vec::new();
+    for (server, door, target) in targets {
+        match reports.iter().find(|report| report.id == target.id) {
+            Some(report) => seen.extend(cells(client, server.name, door, report)),
+            None => panic!("{} said nothing of {}:\n{errors}", client.name, target.id),
+        }
+    }
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_client_works_with_every_server() {
+    let servers = Servers::start().await;
+    let waffles = Waffles::start().await;
+    for server in &SERVERS {
+        let spec = ServerSpec {
+            name: server.name.to_owned(),
+            endpoints: vec![endpoint(servers.url(server))],
+            transport: Transport::Auto.into(),
+            ..spec()
+        };
+        waffles.add(spec).await;
+    }
+    let running = Arc::new(Semaphore::new(PROGRAMS));
+    let mut tasks = Vec::new();
+    for client in CLIENTS.iter().filter(|client| chosen("MATRIX_CLIENTS", client.name)) {
+        let mut targets = Vec::new();
+        for door in [Door::Direct, Door::Alone, Door::Federated] {
+            for server in SERVERS.iter().filter(|server| chosen("MATRIX_SERVERS", server.name)) {
+                let meets = door != Door::Direct || client.meets(server);
+                if meets && chosen("MATRIX_DOORS", &door.to_string()) {
+                    let url = url(client, server, door, &servers, &waffles.proxies[0]);
+                    targets.push((server, door, target(client, server, door, url, &waffles.admin.secret)));
+                }
+            }
+        }
+        let running = Arc::clone(&running);
+        tasks.push(tokio::spawn(async move {
+            let _permit = running.acquire().await.unwrap();
+            run(client, targets).await
+        }));
+    }
+    let mut seen = Vec::new();
+    for task in tasks {
+        seen.extend(task.await.unwrap());
+    }
+    let mut unexplained = String::new();
+    for cell in seen.iter().filter(|cell| cell.status == Status::Fail) {
+        writeln!(unexplained, "{cell}").unwrap();
+    }
+    if let Some(path) = std::env::var_os("MATRIX_REPORT") {
+        std::fs::write(path, seen.iter().map(|cell| format!("{cell}\n")).collect::<String>()).unwrap();
+    }
+    let failed = unexplained.lines().count();
+    assert_eq!(failed, 0, "{failed} of {} cells are not explained:\n{unexplained}", seen.len());
+    compare(&table::page(&seen));
+}
+
+/// Compares with the page in the repository, or writes it.
+fn compare(page: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/compatibility.md");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, page).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == page, "docs/compatibility.md says something else; UPDATE_GOLDEN=1 writes it anew");
+}
