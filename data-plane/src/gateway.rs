@@ -176,17 +176,20 @@ impl Gateway {
         exchange.record.note_rule(permit.rule());
         let session = match self.attach(exchange, &parts.headers, &permit, head).await? {
             Attached::Native(session) => session,
-            Attached::Bridged(front) => return self.bridge(exchange, parts, permit, front, call).await,
+            // The ways that are not the common one are boxed: they are large, and every exchange would carry their room.
+            Attached::Bridged(front) => {
+                return Box::pin(self.bridge(exchange, parts, permit, front, call)).await;
+            }
         };
         if let Some(head) = head.filter(|head| head.method == Method::SubscriptionsListen && exchange.modern)
         {
-            return self.listen(exchange, &permit, head).await;
+            return Box::pin(self.listen(exchange, &permit, head)).await;
         }
         let outgoing = translate(exchange, parts, call.as_ref(), session.as_ref());
         let answer = self.forward(exchange, &permit, outgoing, call.as_ref()).await?;
-        if let Some(front) = self.falls_back(exchange, &permit, head, &answer).await? {
+        if let Some(front) = Box::pin(self.falls_back(exchange, &permit, head, &answer)).await? {
             answer.body.recycle();
-            return self.bridge(exchange, parts, permit, front, call).await;
+            return Box::pin(self.bridge(exchange, parts, permit, front, call)).await;
         }
         self.encode(exchange, permit, call, answer).await
     }

@@ -73,7 +73,7 @@ impl Server {
                 let (parts, body) = request.into_parts();
                 self.gateway.serve(door, peer, parts, Source::Wire(body)).await
             }
-            Ok(Route::Peer) => self.passed(peer, request).await,
+            Ok(Route::Peer) => Box::pin(self.passed(peer, request)).await,
             Ok(Route::Health) => plain(StatusCode::OK, "ok\n".into()),
             Ok(Route::Ready) => self.ready(),
             Err(reject) => {

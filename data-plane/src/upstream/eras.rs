@@ -148,7 +148,7 @@ impl Eras {
         if let Some(found) = known(self.seen(server)) {
             return Ok(found);
         }
-        let found = probe(upstream, permit).await?.map(Arc::new);
+        let found = Box::pin(probe(upstream, permit)).await?.map(Arc::new);
         tracing::info!(
             server.name = %server.spec.name, stateless = found.is_some(), "found out which era a server speaks"
         );
