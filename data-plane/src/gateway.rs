@@ -12,12 +12,13 @@ use http::{HeaderMap, HeaderValue, Method as HttpMethod, Response, StatusCode, h
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
 use waffles_core::audit::Outcome;
 use waffles_core::snapshot::{ServerEntry, Snapshot};
 use waffles_mcp::headers::{
     self, LAST_EVENT_ID, MCP_PARAM_PREFIX, MCP_PROTOCOL_VERSION, MCP_SESSION_ID, check_singletons, singleton,
 };
-use waffles_mcp::jsonrpc::result_response;
+use waffles_mcp::jsonrpc::{parse_batch, result_response};
 use waffles_mcp::translate::notice::Filter;
 use waffles_mcp::{Head, Id, Kind, Limits, Message, Method, Revision, head};
 use waffles_runtime::drain::Drain;
@@ -43,6 +44,8 @@ use crate::upstream::{Answer, Outgoing, Upstream, collect, is_type, next_frame};
 
 /// Most bytes of a client's message.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+/// Most messages of a batch.
+const MAX_BATCH: usize = 50;
 /// Most bytes of an answer that is only a refusal.
 const MAX_REFUSAL: usize = 64 * 1024;
 /// A body may start slowly, and must then come at 1 KiB a second.
@@ -78,8 +81,12 @@ pub enum Scope {
 pub enum Source {
     /// The body of its own HTTP request.
     Wire(Incoming),
-    /// Bytes that another door has read: one of a batch, or what was posted to an HTTP+SSE session.
+    /// Bytes that another door has read: what was posted to an HTTP+SSE session, or what a REST call says.
     Read(Bytes),
+    /// One message of a batch.
+    Batched(Bytes),
+    /// A whole batch, as it came. It is left behind for who serves its messages one by one.
+    Batch(Bytes),
 }
 
 /// What one thread serves with. The configuration, the audit spool and the counters are shared by all threads.
@@ -141,22 +148,59 @@ impl Gateway {
         parts: Parts,
         source: Source,
     ) -> Response<Body> {
+        let mut source = source;
+        let served = self.frame(passed, &door, peer, &parts, &mut source).await;
+        served.unwrap_or_else(|| {
+            Reject::Internal("unserved_batch").response(None, Uuid::now_v7()).map(Body::full)
+        })
+    }
+
+    /// As [`Gateway::serve`], but for a batch: there is no answer then and no record, for its messages are exchanges of
+    /// their own, and `source` holds it.
+    pub async fn receive(
+        &self,
+        door: &Door,
+        peer: SocketAddr,
+        parts: &Parts,
+        source: &mut Source,
+    ) -> Option<Response<Body>> {
+        self.frame(None, door, peer, parts, source).await
+    }
+
+    async fn frame(
+        &self,
+        passed: Option<Identity>,
+        door: &Door,
+        peer: SocketAddr,
+        parts: &Parts,
+        source: &mut Source,
+    ) -> Option<Response<Body>> {
         let snapshot = self.current.load();
         let record = Record::open(Arc::clone(&self.desk), peer.ip().to_canonical(), snapshot.revision);
         let mut exchange =
             Exchange { snapshot, peer, verb: parts.method.clone(), record, id: None, modern: false, passed };
-        let mut source = source;
-        match self.handle(&mut exchange, &door, &parts, &mut source).await {
-            Ok(response) => response,
+        match self.handle(&mut exchange, door, parts, source).await {
+            Ok(response) => Some(response),
             Err(reject) => {
-                if let Source::Wire(body) = &mut source {
-                    discard(&parts, body).await;
+                match source {
+                    Source::Wire(body) => discard(parts, body).await,
+                    Source::Batch(_) => {
+                        exchange.record.leave();
+                        return None;
+                    }
+                    Source::Read(_) | Source::Batched(_) => {}
                 }
                 let response = reject.response(exchange.id.as_ref(), exchange.record.id());
                 exchange.record.refuse(&reject, response.status().as_u16());
-                response.map(Body::full)
+                Some(response.map(Body::full))
             }
         }
+    }
+
+    /// Who asks, for doors that read a message before they serve it, or that hold something open.
+    pub fn identify(&self, peer: SocketAddr, parts: &Parts) -> Result<Identity, Reject> {
+        check_singletons(&parts.headers)?;
+        self.authenticator.authenticate(&self.current.load(), &parts.headers, peer.ip(), Utc::now())
     }
 
     /// One client message, from bytes to bytes.
@@ -584,9 +628,20 @@ async fn decode(exchange: &mut Exchange, parts: &Parts, source: &mut Source) -> 
     if !accepts(&parts.headers, &["application/json", "text/event-stream"]) {
         return Err(Reject::NotAcceptable);
     }
+    let in_batch = matches!(source, Source::Batched(_));
     let bytes = match source {
-        Source::Wire(body) => read(body).await?,
-        Source::Read(bytes) => std::mem::take(bytes),
+        Source::Wire(body) => {
+            let bytes = read(body).await?;
+            // Only 2025-03-26 has batches [2025-03-26 basic#batching], and silence stands for that.
+            let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
+            let stated = version.map_or(Some(Revision::ASSUMED), Revision::parse);
+            if first == Some(&b'[') && stated.is_some_and(Revision::has_batches) {
+                parse_batch(&bytes, &Limits::default(), MAX_BATCH)?;
+                *source = Source::Batch(bytes.clone());
+            }
+            bytes
+        }
+        Source::Read(bytes) | Source::Batched(bytes) | Source::Batch(bytes) => std::mem::take(bytes),
     };
     let message = Message::parse(bytes, &Limits::default())?;
     exchange.id = message.id().cloned().filter(|_| message.kind() == Kind::Request);
@@ -601,6 +656,9 @@ async fn decode(exchange: &mut Exchange, parts: &Parts, source: &mut Source) -> 
     let head = Box::new(head(&message)?);
     let stated = head.meta_version.as_deref().or(version).or(head.protocol_version.as_deref());
     exchange.record.note_message(Some(&head), stated.unwrap_or(Revision::ASSUMED.as_str()), size);
+    if in_batch && head.method == Method::Initialize {
+        return Err(Reject::InitializeInBatch);
+    }
     exchange.modern = head.is_modern() || revision.is_some_and(Revision::is_modern);
     if exchange.modern {
         head.require_modern()?;
@@ -653,7 +711,7 @@ pub async fn read_up_to(body: &mut Incoming, most: usize) -> Result<Bytes, Rejec
 
 /// Throws away what else a client sends of a message that was refused, within limits: a connection that is closed on
 /// unread bytes is reset, and the reset overtakes the refusal. Who waits to be told to go on has sent nothing.
-async fn discard(parts: &Parts, body: &mut Incoming) {
+pub async fn discard(parts: &Parts, body: &mut Incoming) {
     let until = Instant::now() + DISCARD_TIME;
     let mut left = MAX_DISCARD;
     while left > 0 && !body.is_end_stream() && !parts.headers.contains_key(header::EXPECT) {
@@ -817,7 +875,7 @@ async fn refusal(exchange: &mut Exchange, answer: Answer) -> Result<Response<Bod
 }
 
 /// Whether the client takes all of these.
-fn accepts(headers: &HeaderMap, wanted: &[&str]) -> bool {
+pub fn accepts(headers: &HeaderMap, wanted: &[&str]) -> bool {
     let listed = || {
         let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
         values

@@ -119,6 +119,9 @@ pub enum Reject {
     /// The registered server refused the message without a JSON-RPC error.
     #[error("the server refused the message")]
     Refused,
+    /// Only what was negotiated can say how a batch is read [2025-03-26 basic/lifecycle#initialization].
+    #[error("`initialize` must not be part of a batch")]
+    InitializeInBatch,
     /// A revision that is not served.
     #[error("protocol version {0} is not supported")]
     UnsupportedVersion(String),
@@ -229,6 +232,7 @@ impl Reject {
             Self::Head(error) => error.reason(),
             Self::UnexpectedAnswer => "unexpected_answer",
             Self::Refused => "server_refused",
+            Self::InitializeInBatch => "initialize_in_batch",
             Self::UnsupportedVersion(_) => "unsupported_version",
             Self::UnknownServer(_) => "unknown_server",
             Self::ServerDisabled => "server_disabled",
@@ -301,6 +305,7 @@ impl Reject {
             | Self::UnexpectedAnswer
             | Self::Refused
             | Self::SessionRequired
+            | Self::InitializeInBatch
             | Self::UnsupportedVersion(_) => StatusCode::BAD_REQUEST,
             Self::UnknownTool { .. } => StatusCode::OK,
             Self::AuditUnavailable | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,

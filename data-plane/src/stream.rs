@@ -10,6 +10,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
@@ -47,6 +49,8 @@ pub enum Body {
     Flow(Box<Flow>),
     /// A subscription.
     Listen(Box<Listening>),
+    /// An event stream that another door makes.
+    Made(BoxStream<'static, Bytes>),
     /// The answer of another proxy.
     Passed(Incoming),
 }
@@ -76,6 +80,9 @@ impl HttpBody for Body {
             }
             Self::Flow(flow) => flow.poll(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
             Self::Listen(stream) => stream.poll(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Made(made) => {
+                made.poll_next_unpin(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+            }
         }
     }
 
@@ -83,7 +90,7 @@ impl HttpBody for Body {
         match self {
             Self::Empty | Self::Full(None) => true,
             Self::Full(Some(bytes)) => bytes.is_empty(),
-            Self::Relay(_) | Self::Flow(_) | Self::Listen(_) => false,
+            Self::Relay(_) | Self::Flow(_) | Self::Made(_) | Self::Listen(_) => false,
             Self::Passed(body) => body.is_end_stream(),
         }
     }
@@ -92,7 +99,9 @@ impl HttpBody for Body {
         match self {
             Self::Empty | Self::Full(None) => SizeHint::with_exact(0),
             Self::Full(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Relay(_) | Self::Flow(_) | Self::Listen(_) | Self::Passed(_) => SizeHint::default(),
+            Self::Relay(_) | Self::Flow(_) | Self::Made(_) | Self::Listen(_) | Self::Passed(_) => {
+                SizeHint::default()
+            }
         }
     }
 }
