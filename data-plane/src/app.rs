@@ -24,6 +24,7 @@ use crate::audit::{Trail, spool};
 use crate::authn::Authenticator;
 use crate::config::Config;
 use crate::discovery::{self, Status};
+use crate::doors::sse;
 use crate::gateway::Gateway;
 use crate::hub::Hub;
 use crate::link::Link;
@@ -73,6 +74,7 @@ struct Worker {
     current: Arc<Current>,
     authenticator: Arc<Authenticator>,
     shared: Arc<Shared>,
+    sse_sessions: Arc<sse::Sessions>,
     desk: Arc<Desk>,
     outbound: OutboundPolicy,
     hosts: Hosts,
@@ -150,6 +152,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
             mcp_addr,
             tls.is_some(),
         ))),
+        sse_sessions: Arc::default(),
         desk,
         outbound: OutboundPolicy {
             allow_private: config.allow_private_upstreams,
@@ -282,20 +285,21 @@ impl Worker {
         let upstream = Upstream::new(self.outbound);
         let sweeper = sweep(upstream.clone(), Arc::clone(&self.current));
         let metrics = self.desk.metrics.clone();
-        let gateway = Gateway {
+        let gateway = Arc::new(Gateway {
             current: self.current,
             authenticator: self.authenticator,
             upstream,
             shared: self.shared,
             desk: self.desk,
             drain: self.drain.clone(),
-        };
+        });
+        let sessions = self.sse_sessions;
         let listener = Listener {
             socket: listen::adopt(socket)?,
             tls: self.tls,
             caps: self.caps,
             metrics,
-            server: Arc::new(Server { gateway, hosts: self.hosts, gates: self.gates }),
+            server: Arc::new(Server { gateway, sessions, hosts: self.hosts, gates: self.gates }),
         };
         let sweeper = task::spawn("sweep connections", sweeper);
         listener.run(self.drain.clone()).await;

@@ -7,6 +7,7 @@ pub mod config;
 pub mod listener;
 pub mod server;
 
+pub mod doors;
 pub mod gateway;
 
 pub mod bridge;

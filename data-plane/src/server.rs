@@ -13,6 +13,7 @@ use waffles_core::is_dns_label;
 use waffles_mcp::headers::singleton;
 use waffles_runtime::admin::Gates;
 
+use crate::doors::{batch, rest, sse};
 use crate::gateway::{Door, Gateway, Scope, Source, read_up_to};
 use crate::peers;
 use crate::reject::Reject;
@@ -48,7 +49,9 @@ pub struct Hosts {
 /// The HTTP surface of one thread.
 pub struct Server {
     /// The request path.
-    pub gateway: Gateway,
+    pub gateway: Arc<Gateway>,
+    /// The sessions of HTTP+SSE, of all threads.
+    pub sessions: Arc<sse::Sessions>,
     /// Which names are ours.
     pub hosts: Hosts,
     /// What must be open before calls are served.
@@ -63,6 +66,12 @@ enum Route {
     /// What another proxy of the group passes on.
     Peer,
     Door(Door),
+    /// The stream of an HTTP+SSE session.
+    Sse(Door),
+    /// A message for one.
+    Messages(Door),
+    /// The REST form of a call.
+    Rest(Door, rest::Call),
 }
 
 impl Server {
@@ -71,16 +80,35 @@ impl Server {
         match self.route(&request) {
             Ok(Route::Door(door)) => {
                 let (parts, body) = request.into_parts();
-                self.gateway.serve(door, peer, parts, Source::Wire(body)).await
+                let mut source = Source::Wire(body);
+                match (self.gateway.receive(&door, peer, &parts, &mut source).await, source) {
+                    (None, Source::Batch(bytes)) => {
+                        Box::pin(batch::serve(&self.gateway, &door, peer, parts, bytes)).await
+                    }
+                    (Some(response), _) => response,
+                    (None, _) => self.refused(&Reject::Internal("unanswered")),
+                }
+            }
+            Ok(Route::Sse(door)) => {
+                let (parts, _) = request.into_parts();
+                sse::open(&self.gateway, &self.sessions, &door, peer, &parts).await
+            }
+            Ok(Route::Messages(door)) => {
+                Box::pin(sse::post(&self.gateway, &self.sessions, &door, peer, request)).await
+            }
+            Ok(Route::Rest(door, call)) => {
+                Box::pin(rest::serve(&self.gateway, &door, call, peer, request)).await
             }
             Ok(Route::Peer) => Box::pin(self.passed(peer, request)).await,
             Ok(Route::Health) => plain(StatusCode::OK, "ok\n".into()),
             Ok(Route::Ready) => self.ready(),
-            Err(reject) => {
-                self.gateway.desk.metrics.refused(reject.reason());
-                reject.response(None, Uuid::now_v7()).map(Body::full)
-            }
+            Err(reject) => self.refused(&reject),
         }
+    }
+
+    fn refused(&self, reject: &Reject) -> Response<Body> {
+        self.gateway.desk.metrics.refused(reject.reason());
+        reject.response(None, Uuid::now_v7()).map(Body::full)
     }
 
     fn route(&self, request: &Request<Incoming>) -> Result<Route, Reject> {
@@ -91,8 +119,10 @@ impl Server {
         let route = parse(request.uri().path()).ok_or(Reject::UnknownPath)?;
         let method = request.method();
         let served = match route {
-            Route::Health | Route::Ready => method == Method::GET,
-            Route::Peer => method == Method::POST,
+            Route::Health | Route::Ready | Route::Sse(_) => method == Method::GET,
+            Route::Peer | Route::Messages(_) => method == Method::POST,
+            // What is wrong there is told in its own form.
+            Route::Rest(..) => true,
             Route::Door(_) => [Method::POST, Method::GET, Method::DELETE].contains(method),
         };
         if served { Ok(route) } else { Err(Reject::MethodNotAllowed) }
@@ -100,22 +130,18 @@ impl Server {
 
     /// A message that a client brought to another proxy, and that is for something that this one holds.
     async fn passed(&self, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
-        let refused = |reject: &Reject| {
-            self.gateway.desk.metrics.refused(reject.reason());
-            reject.response(None, Uuid::now_v7()).map(Body::full)
-        };
         let (mut parts, mut body) = request.into_parts();
         let sealed = match read_up_to(&mut body, MAX_SEALED).await {
             Ok(sealed) => sealed,
-            Err(reject) => return refused(&reject),
+            Err(reject) => return self.refused(&reject),
         };
         let snapshot = self.gateway.current.load();
         let passed = match peers::open(&snapshot, &sealed, chrono::Utc::now().timestamp()) {
             Ok(passed) => passed,
-            Err(reject) => return refused(&reject),
+            Err(reject) => return self.refused(&reject),
         };
         let (Some(Route::Door(door)), Ok(uri)) = (parse(&passed.path), passed.path.parse()) else {
-            return refused(&Reject::UnknownPath);
+            return self.refused(&Reject::UnknownPath);
         };
         parts.headers = passed.headers;
         parts.uri = uri;
@@ -191,6 +217,15 @@ fn parse(path: &str) -> Option<Route> {
         peers::PATH => return Some(Route::Peer),
         _ => {}
     }
+    if let Some(below) = path.strip_prefix("/api/v1/gateway/") {
+        let (server, call) = match below.split_once('/') {
+            Some((server, call)) => (server, Some(rest::Call::parse(call)?)),
+            None => (below, None),
+        };
+        let door =
+            is_dns_label(server).then(|| Door { tenant: None, scope: Scope::Server(server.to_owned()) })?;
+        return Some(call.map_or(Route::Door(door.clone()), |call| Route::Rest(door, call)));
+    }
     let (tenant, rest) = match path.strip_prefix("/t/") {
         Some(rest) => {
             let (tenant, rest) = rest.split_once('/')?;
@@ -198,18 +233,31 @@ fn parse(path: &str) -> Option<Route> {
         }
         None => (None, path.strip_prefix('/')?),
     };
-    let scope = match rest.strip_prefix("mcp/") {
-        None if rest == "mcp" => Scope::All,
-        None => return None,
-        Some(below) => match below.split_once('/')? {
-            ("servers", name) if is_dns_label(name) => Scope::Server(name.to_owned()),
-            ("namespaces", name) if is_dns_label(name) => Scope::Namespace(name.to_owned()),
-            _ => return None,
-        },
-    };
-    tenant
-        .is_none_or(is_dns_label)
-        .then(|| Route::Door(Door { tenant: tenant.map(ToOwned::to_owned), scope }))
+    if !tenant.is_none_or(is_dns_label) {
+        return None;
+    }
+    let door = |scope| Door { tenant: tenant.map(ToOwned::to_owned), scope };
+    // A server may be called `sse`, so a whole path comes before a path and its end.
+    if let Some(scope) = scope(rest) {
+        return Some(Route::Door(door(scope)));
+    }
+    let (rest, end) = rest.rsplit_once('/')?;
+    match end {
+        "sse" => Some(Route::Sse(door(scope(rest)?))),
+        "messages" => Some(Route::Messages(door(scope(rest)?))),
+        _ => None,
+    }
+}
+
+fn scope(path: &str) -> Option<Scope> {
+    if path == "mcp" {
+        return Some(Scope::All);
+    }
+    match path.strip_prefix("mcp/")?.split_once('/')? {
+        ("servers", name) if is_dns_label(name) => Some(Scope::Server(name.to_owned())),
+        ("namespaces", name) if is_dns_label(name) => Some(Scope::Namespace(name.to_owned())),
+        _ => None,
+    }
 }
 
 fn has_secret(uri: &Uri) -> bool {
@@ -245,9 +293,33 @@ mod tests {
         assert_eq!(parse("/mcp/namespaces/team"), federated(Scope::Namespace("team".into())));
         assert_eq!(parse("/mcp/servers/demo"), door(None, "demo"));
         assert_eq!(parse("/t/acme/mcp/servers/demo"), door(Some("acme"), "demo"));
+        let of = |scope| Door { tenant: None, scope };
+        let demo = || of(Scope::Server("demo".into()));
+        assert_eq!(parse("/mcp/sse"), Some(Route::Sse(of(Scope::All))));
+        assert_eq!(parse("/mcp/servers/sse"), door(None, "sse"));
+        assert_eq!(parse("/mcp/servers/sse/sse"), Some(Route::Sse(of(Scope::Server("sse".into())))));
+        assert_eq!(parse("/mcp/servers/demo/messages"), Some(Route::Messages(demo())));
+        let tenants = Door { tenant: Some("acme".into()), scope: Scope::Namespace("team".into()) };
+        assert_eq!(parse("/t/acme/mcp/namespaces/team/sse"), Some(Route::Sse(tenants)));
+        assert_eq!(parse("/api/v1/gateway/demo"), door(None, "demo"));
+        let call = rest::Call::ToolsCall;
+        assert_eq!(parse("/api/v1/gateway/demo/tools/call"), Some(Route::Rest(demo(), call)));
         for path in [
             "/",
+            "/sse",
             "/mcp/",
+            "/mcp/sse/",
+            "/mcp/sse/sse",
+            "/mcp/servers/sse/messages/",
+            "/mcp/servers/demo/SSE",
+            "/mcp/servers/demo/sse/messages",
+            "/t/acme/api/v1/gateway/demo",
+            "/api/v1/gateway/",
+            "/api/v1/gateway/demo/",
+            "/api/v1/gateway/demo/tools",
+            "/api/v1/gateway/demo/tools/call/",
+            "/api/v1/gateway/demo//tools/call",
+            "/api/v1/gateway/Demo/tools/call",
             "/mcp/namespaces/",
             "/mcp/namespaces/a/b",
             "/mcp/servers/",
@@ -318,5 +390,6 @@ mod tests {
     fn a_credential_in_the_url_is_noticed() {
         assert!(has_secret(&Uri::from_static("/mcp/servers/x?a=1&API_KEY=wfl_1")));
         assert!(!has_secret(&Uri::from_static("/mcp/servers/x?page=1")));
+        assert!(!has_secret(&Uri::from_static("/mcp/messages?sessionId=0")));
     }
 }

@@ -68,6 +68,8 @@ const DATA_PLANE: &[Row] = &[
     row(&["listing", "record", "upstream"]),
     row(&["stream"]),
     row(&["gateway"]),
+    // Other ways to the same path.
+    row(&["doors"]),
     row(&["server"]),
     row(&["listener"]),
     row(&["config"]),
