@@ -74,6 +74,7 @@ struct Worker {
     current: Arc<Current>,
     authenticator: Arc<Authenticator>,
     shared: Arc<Shared>,
+    page_size: usize,
     sse_sessions: Arc<sse::Sessions>,
     desk: Arc<Desk>,
     outbound: OutboundPolicy,
@@ -153,6 +154,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
             tls.is_some(),
         ))),
         sse_sessions: Arc::default(),
+        page_size: usize::try_from(config.list_page_size).unwrap_or(1000),
         desk,
         outbound: OutboundPolicy {
             allow_private: config.allow_private_upstreams,
@@ -208,6 +210,12 @@ impl Bound {
         let (current, desk) = (Arc::clone(&worker.current), Arc::clone(&worker.desk));
         task::spawn("gauges", gauges(current, desk, status, drain.clone()));
         let shared = Arc::clone(&worker.shared);
+        let catalogue = Arc::downgrade(&shared);
+        shared.hub.on_change(move |server, list| {
+            if let Some(shared) = catalogue.upgrade() {
+                shared.catalogue.invalidate(server, list);
+            }
+        });
         let (upstream, current) = (Upstream::new(worker.outbound.clone()), Arc::clone(&worker.current));
         let means = Means {
             shared: Arc::clone(&shared),
@@ -290,6 +298,7 @@ impl Worker {
             authenticator: self.authenticator,
             upstream,
             shared: self.shared,
+            page_size: self.page_size,
             desk: self.desk,
             drain: self.drain.clone(),
         });
@@ -338,6 +347,7 @@ async fn upkeep(shared: Arc<Shared>, upstream: Upstream, current: Arc<Current>, 
         }
         shared.lot.sweep();
         shared.sessions.sweep();
+        shared.catalogue.sweep();
         shared.backs.sweep(&upstream).await;
         shared.eras.sweep(&current.load());
         upstream.pool().sweep(&current.load());

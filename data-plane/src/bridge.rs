@@ -2,6 +2,7 @@
 //! the server's words, answered in the client's. The words themselves are `waffles_mcp::translate`; here stands what has
 //! to happen between them. `stateless` and `session` each know one kind of server.
 
+pub mod inquiry;
 pub mod local;
 pub mod parked;
 pub mod session;

@@ -67,6 +67,11 @@ pub struct Config {
           default_missing_value = "true", action = ArgAction::Set)]
     pub allow_private_upstreams: bool,
 
+    /// Most entries on one page of a federated list
+    #[arg(long, env = "WAFFLES_LIST_PAGE_SIZE", default_value_t = 1000,
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub list_page_size: u32,
+
     /// Most client connections
     #[arg(long, env = "WAFFLES_MAX_CONNECTIONS", default_value_t = 20_000)]
     pub max_connections: usize,
@@ -128,6 +133,7 @@ impl Config {
             "tls_cert": self.tls_cert,
             "public_host": self.public_host,
             "peer_url": self.peer_url,
+            "list_page_size": self.list_page_size,
             "allow_private_upstreams": self.allow_private_upstreams,
             "max_connections": self.max_connections,
             "max_connections_per_address": self.max_connections_per_address,

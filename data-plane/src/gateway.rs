@@ -19,17 +19,22 @@ use waffles_mcp::headers::{
     self, LAST_EVENT_ID, MCP_PARAM_PREFIX, MCP_PROTOCOL_VERSION, MCP_SESSION_ID, check_singletons, singleton,
 };
 use waffles_mcp::jsonrpc::{parse_batch, result_response};
+use waffles_mcp::translate::handshake::Described;
 use waffles_mcp::translate::notice::Filter;
-use waffles_mcp::{Head, Id, Kind, Limits, Message, Method, Revision, head};
+use waffles_mcp::translate::result;
+use waffles_mcp::{Head, Id, Kind, Limits, Message, Method, Revision, Slot, head};
 use waffles_runtime::drain::Drain;
 
 use crate::authn::{Authenticator, Identity};
 use crate::bridge::local::{self, Local};
 use crate::bridge::parked::State;
 use crate::bridge::{Errand, Naming};
+use crate::federation::Realm;
+use crate::federation::catalogue::Kind as List;
+use crate::federation::resolve::Found;
 use crate::flow::{Flow, Open, Outbox};
 use crate::front::{self, Front};
-use crate::hub::{Ask, Audience};
+use crate::hub::{Ask, Audience, Renew};
 use crate::listing;
 use crate::peers;
 use crate::permit::Permit;
@@ -99,6 +104,8 @@ pub struct Gateway {
     pub upstream: Upstream,
     /// What the threads share beside the configuration.
     pub shared: Arc<Shared>,
+    /// Entries on one page of a federated list.
+    pub page_size: usize,
     /// Where finished records go.
     pub desk: Arc<Desk>,
     /// The process's end.
@@ -124,6 +131,13 @@ enum Attached {
     Native(Option<Session>),
     /// In another era.
     Bridged(Front),
+}
+
+/// What a GET or DELETE comes to.
+enum Stood {
+    Done(Response<Body>),
+    /// A standing stream, perhaps for a client that has missed something.
+    Listens(Arc<front::Session>, Outbox, bool),
 }
 
 /// A client's message, read once.
@@ -215,6 +229,9 @@ impl Gateway {
         let identity = self.authenticate(exchange, parts)?;
         let call = decode(exchange, parts, source).await?;
         let head = call.as_ref().and_then(|call| call.head.as_deref());
+        if !matches!(door.scope, Scope::Server(_)) {
+            return self.federated(exchange, door, parts, identity, call).await;
+        }
         let entry = resolve(exchange, door, &identity)?;
         let permit = Permit::authorize(&identity, &entry, head)?;
         exchange.record.note_rule(permit.rule());
@@ -332,60 +349,212 @@ impl Gateway {
         call: Option<Call>,
     ) -> Result<Response<Body>, Reject> {
         let Some(Call { message, head }) = call else {
-            return self.stand(exchange, parts, permit, front).await;
+            let session = front.session.clone().ok_or(Reject::SessionRequired)?;
+            return match self.stand(exchange, parts, session).await? {
+                Stood::Done(response) => Ok(response),
+                Stood::Listens(session, outbox, again) => {
+                    let filter = Ask::filter_of(&session);
+                    let ask = Ask::at_server(&permit, Audience::Standing(session), filter, outbox);
+                    self.shared.hub.listen(&self.means(), Ask { again, ..ask }, &mut exchange.record).await
+                }
+            };
         };
         let Some(head) = head else {
-            // The client's answer to a question of ours. One that nobody waits for is late, and dropped.
-            let owner = self.owner_of_question(exchange, &message);
-            if let Some(owner) = owner {
-                return self.pass_on(exchange, &owner, &permit, parts, message.bytes()).await;
-            }
-            if let Some(session) = &front.session {
-                session.answer(message);
-            }
-            return Ok(empty(exchange, Response::new(Body::Empty), StatusCode::ACCEPTED));
+            return self.take_answer(exchange, parts, permit.identity(), &front, message).await;
         };
         if head.method == Method::Initialize && front.session.is_none() && !front.is_stateless() {
-            return self.open(exchange, permit, front, &head).await;
+            let door = permit.entry().server.id.to_string();
+            let (session, front) = self.begin(permit.identity(), door, &front, &head)?;
+            let described = self.means().describe(&front, &permit).await?;
+            return self.open(exchange, &session, &described);
         }
-        let local = local::of(&front, &head)?;
-        if let (Method::ResourcesSubscribe | Method::ResourcesUnsubscribe, Some(session)) =
-            (&head.method, &front.session)
-        {
-            self.shared.hub.rewish(session);
-        }
-        match local {
-            Local::Result(result) => answer(exchange, &result),
+        match local::of(&front, &head)? {
+            Local::Result(result) => self.answer_locally(exchange, &front, &head, &result),
             Local::Accepted => Ok(empty(exchange, Response::new(Body::Empty), StatusCode::ACCEPTED)),
             Local::Describe => {
                 let described = self.means().describe(&front, &permit).await?;
                 answer(exchange, &local::describe(&described, front.revision))
             }
             Local::Listen => self.listen(exchange, &permit, &head).await,
-            Local::Ask => self.ask(exchange, parts, permit, front, message, head).await,
+            Local::Ask => {
+                self.ask(exchange, parts, permit, front, message, head, Naming::Own, Vec::new()).await
+            }
         }
     }
 
-    /// Begins a session of the gateway's own, for a client whose server has none to give.
-    async fn open(
+    /// A message at a door with many servers behind it.
+    async fn federated(
         &self,
         exchange: &mut Exchange,
-        permit: Permit,
+        door: &Door,
+        parts: &Parts,
+        identity: Identity,
+        call: Option<Call>,
+    ) -> Result<Response<Body>, Reject> {
+        own_tenant(door, &identity)?;
+        let realm = Realm::of(&exchange.snapshot, &identity, &door.scope)?;
+        let head = call.as_ref().and_then(|call| call.head.as_deref());
+        let front = self.front(exchange, &parts.headers, &identity, &realm.door, head)?;
+        let Some(Call { message, head }) = call else {
+            let session = front.session.clone().ok_or(Reject::SessionRequired)?;
+            return match self.stand(exchange, parts, session).await? {
+                Stood::Done(response) => Ok(response),
+                Stood::Listens(session, outbox, again) => {
+                    let filter = Ask::filter_of(&session);
+                    let renew = realm_of(door);
+                    let audience = Audience::Standing(session);
+                    let ask = Ask { audience, identity, filter, renew, federated: true, outbox, again };
+                    self.shared.hub.listen(&self.means(), ask, &mut exchange.record).await
+                }
+            };
+        };
+        let Some(head) = head else {
+            return self.take_answer(exchange, parts, &identity, &front, message).await;
+        };
+        if head.method == Method::Initialize && front.session.is_none() && !front.is_stateless() {
+            let (session, front) = self.begin(&identity, realm.door.clone(), &front, &head)?;
+            let described = self.means().describe_all(&front, &realm).await;
+            return self.open(exchange, &session, &described);
+        }
+        match local::of(&front, &head)? {
+            Local::Result(result) => self.answer_locally(exchange, &front, &head, &result),
+            Local::Accepted => Ok(empty(exchange, Response::new(Body::Empty), StatusCode::ACCEPTED)),
+            Local::Describe => {
+                let described = self.means().describe_all(&front, &realm).await;
+                answer(exchange, &local::describe(&described, front.revision))
+            }
+            Local::Listen => {
+                let id = exchange.id.clone().ok_or(Reject::Internal("request_without_id"))?;
+                let filter = Filter::parse(head.notifications.as_deref().unwrap_or(b"{}"))?;
+                let (audience, outbox) = (Audience::Listen(id), Outbox::default());
+                let renew = realm_of(door);
+                let ask = Ask { audience, identity, filter, renew, federated: true, outbox, again: false };
+                self.shared.hub.listen(&self.means(), ask, &mut exchange.record).await
+            }
+            Local::Ask => match List::of(&head.method) {
+                Some(kind) => {
+                    let settings = Arc::clone(exchange.snapshot.settings().ok_or(Reject::NotReady)?);
+                    let means = self.means();
+                    let listed = means.list(&front, &realm, kind, &head, &settings, self.page_size).await?;
+                    let listed = match front.is_stateless() {
+                        true => listed,
+                        false => result::for_session(&head.method, &listed, front.revision)?,
+                    };
+                    answer(exchange, &listed)
+                }
+                None => self.call_found(exchange, parts, &identity, &realm, front, message, &head).await,
+            },
+        }
+    }
+
+    /// A request at a federated door, for one of its servers.
+    async fn call_found(
+        &self,
+        exchange: &mut Exchange,
+        parts: &Parts,
+        identity: &Identity,
+        realm: &Realm,
         front: Front,
+        message: Message,
         head: &Head,
     ) -> Result<Response<Body>, Reject> {
-        let settings = Arc::clone(exchange.snapshot.settings().ok_or(Reject::NotReady)?);
+        let Found { entry, server, head: own, edits } = self.means().resolve(&front, realm, head).await?;
+        exchange.record.note_server(&entry, entry.server.spec.name.as_str().into());
+        if let Some(name) = &own.name {
+            exchange.record.note_target(name);
+        }
+        let permit = Permit::authorize(identity, &entry, Some(&own)).map_err(|reject| match reject {
+            // As the client named it: a server that it may not know of has no name of its own.
+            Reject::UnknownTool { rule, .. } => {
+                Reject::UnknownTool { tool: head.name.clone().unwrap_or_default(), rule }
+            }
+            reject => reject,
+        })?;
+        exchange.record.note_rule(permit.rule());
+        self.ask(exchange, parts, permit, front, message, own, Naming::Federated(server), edits).await
+    }
+
+    /// Who speaks at a door where every session is the gateway's own.
+    fn front(
+        &self,
+        exchange: &Exchange,
+        headers: &HeaderMap,
+        identity: &Identity,
+        door: &str,
+        head: Option<&Head>,
+    ) -> Result<Front, Reject> {
+        match head {
+            Some(head) if exchange.modern => return Ok(Front::stateless(head)),
+            Some(head) if head.method == Method::Initialize => return Ok(Front::opening(head)),
+            _ => {}
+        }
+        let id = singleton(headers, &MCP_SESSION_ID)?.ok_or(Reject::SessionRequired)?;
+        let settings = exchange.snapshot.settings().ok_or(Reject::NotReady)?;
+        let now = exchange.record.opened_at().timestamp();
+        let principal = identity.principal().id;
+        self.shared.sessions.find(id, &settings.seal, principal, door, now).map(Front::of)
+    }
+
+    /// Begins a session of the gateway's own.
+    fn begin(
+        &self,
+        identity: &Identity,
+        door: String,
+        front: &Front,
+        head: &Head,
+    ) -> Result<(Arc<front::Session>, Front), Reject> {
         let revision = local::agree(head.protocol_version.as_deref());
-        let principal = permit.identity().principal().id;
-        let door = permit.entry().server.id.to_string();
-        let session = front::Session::begin(principal, door, revision, &front.client)?;
+        let session = front::Session::begin(identity.principal().id, door, revision, &front.client)?;
         let session = self.shared.sessions.add(session)?;
-        let front = Front::of(Arc::clone(&session));
-        let described = self.means().describe(&front, &permit).await?;
+        Ok((Arc::clone(&session), Front::of(session)))
+    }
+
+    /// The answer to `initialize` in a session of the gateway's own.
+    fn open(
+        &self,
+        exchange: &mut Exchange,
+        session: &front::Session,
+        described: &Described,
+    ) -> Result<Response<Body>, Reject> {
+        let settings = Arc::clone(exchange.snapshot.settings().ok_or(Reject::NotReady)?);
         let id = session.seal(&settings.seal, exchange.record.opened_at().timestamp())?;
-        let mut response = answer(exchange, &local::describe(&described, revision))?;
+        let mut response = answer(exchange, &local::describe(described, session.revision))?;
         response.headers_mut().insert(MCP_SESSION_ID, id);
         Ok(response)
+    }
+
+    /// A result that needs no server; a session's subscriptions may have changed with it.
+    fn answer_locally(
+        &self,
+        exchange: &mut Exchange,
+        front: &Front,
+        head: &Head,
+        result: &[u8],
+    ) -> Result<Response<Body>, Reject> {
+        if let (Method::ResourcesSubscribe | Method::ResourcesUnsubscribe, Some(session)) =
+            (&head.method, &front.session)
+        {
+            self.shared.hub.rewish(session);
+        }
+        answer(exchange, result)
+    }
+
+    /// The client's answer to a question of ours. One that nobody waits for is late, and dropped.
+    async fn take_answer(
+        &self,
+        exchange: &mut Exchange,
+        parts: &Parts,
+        identity: &Identity,
+        front: &Front,
+        message: Message,
+    ) -> Result<Response<Body>, Reject> {
+        if let Some(owner) = self.owner_of_question(exchange, &message) {
+            return self.pass_on(exchange, &owner, identity, parts, message.bytes()).await;
+        }
+        if let Some(session) = &front.session {
+            session.answer(message);
+        }
+        Ok(empty(exchange, Response::new(Body::Empty), StatusCode::ACCEPTED))
     }
 
     /// A GET or DELETE of a session of the gateway's own.
@@ -393,29 +562,25 @@ impl Gateway {
         &self,
         exchange: &mut Exchange,
         parts: &Parts,
-        permit: Permit,
-        front: Front,
-    ) -> Result<Response<Body>, Reject> {
-        let session = front.session.ok_or(Reject::SessionRequired)?;
+        session: Arc<front::Session>,
+    ) -> Result<Stood, Reject> {
         if exchange.verb == HttpMethod::DELETE {
             self.shared.sessions.end(&session);
             self.shared.backs.end_of(&self.upstream, session.nonce).await;
-            return Ok(empty(exchange, Response::new(Body::Empty), StatusCode::NO_CONTENT));
+            let response = empty(exchange, Response::new(Body::Empty), StatusCode::NO_CONTENT);
+            return Ok(Stood::Done(response));
         }
         let event_id = singleton(&parts.headers, &LAST_EVENT_ID)?;
         let outbox = match event_id.and_then(|id| session.resume(id)) {
             Some(outbox) if session.standing().is_none_or(|standing| !standing.is_same(&outbox)) => {
                 exchange.record.finish(End { status: 200, reason: "resumed", ..End::default() });
                 let open = Open::new(&self.desk.metrics.open_streams);
-                return Ok(Flow::reading(outbox, open).stream());
+                return Ok(Stood::Done(Flow::reading(outbox, open).stream()));
             }
             Some(outbox) => outbox,
             None => session.stand(),
         };
-        let filter = Ask::filter_of(&session);
-        let ask = Ask::at_server(&permit, Audience::Standing(session), filter, outbox);
-        let ask = Ask { again: event_id.is_some(), ..ask };
-        self.shared.hub.listen(&self.means(), ask, &mut exchange.record).await
+        Ok(Stood::Listens(session, outbox, event_id.is_some()))
     }
 
     /// A stateless client's subscription, which it shares with others.
@@ -441,6 +606,8 @@ impl Gateway {
         front: Front,
         message: Message,
         head: Box<Head>,
+        naming: Naming,
+        edits: Vec<(Slot, String)>,
     ) -> Result<Response<Body>, Reject> {
         let entry = Arc::clone(permit.entry());
         let state = match head.request_state.as_deref().filter(|_| front.is_stateless()) {
@@ -461,7 +628,7 @@ impl Gateway {
             .and_then(|state| state.owner.clone())
             .filter(|owner| self.is_other(exchange, owner));
         if let Some(owner) = owner {
-            return self.pass_on(exchange, &owner, &permit, parts, message.bytes()).await;
+            return self.pass_on(exchange, &owner, permit.identity(), parts, message.bytes()).await;
         }
         self.desk.trail.admit(entry.server.spec.audit).map_err(|_| Reject::AuditUnavailable)?;
         exchange.record.capture_request(&entry, message.params().as_deref());
@@ -473,10 +640,10 @@ impl Gateway {
             means: self.means(),
             front,
             permit,
-            naming: Naming::Own,
+            naming,
             message,
             head,
-            edits: Vec::new(),
+            edits,
             record: exchange.record.hand_over(),
             out: out.clone(),
             state,
@@ -505,13 +672,13 @@ impl Gateway {
         &self,
         exchange: &mut Exchange,
         owner: &str,
-        permit: &Permit,
+        identity: &Identity,
         parts: &Parts,
         message: &[u8],
     ) -> Result<Response<Body>, Reject> {
         let settings = exchange.snapshot.settings().ok_or(Reject::NotReady)?;
         let now = exchange.record.opened_at().timestamp();
-        let response = peers::pass_on(owner, &settings.seal, permit.identity(), parts, message, now).await?;
+        let response = peers::pass_on(owner, &settings.seal, identity, parts, message, now).await?;
         exchange.record.leave();
         Ok(response)
     }
@@ -720,12 +887,24 @@ pub async fn discard(parts: &Parts, body: &mut Incoming) {
     }
 }
 
-/// Which server the door leads to. One that the caller may not know of does not exist.
-fn resolve(exchange: &mut Exchange, door: &Door, identity: &Identity) -> Result<Arc<ServerEntry>, Reject> {
+/// A door of another tenant does not exist.
+fn own_tenant<'a>(door: &Door, identity: &'a Identity) -> Result<&'a str, Reject> {
     let own = &identity.principal().tenant;
     if door.tenant.as_ref().is_some_and(|tenant| tenant != own) {
         return Err(Reject::UnknownServer("tenant".into()));
     }
+    Ok(own)
+}
+
+/// What stands behind a federated door, whenever that is asked again.
+fn realm_of(door: &Door) -> Box<Renew> {
+    let scope = door.scope.clone();
+    Box::new(move |snapshot, identity| Some(Realm::of(snapshot, identity, &scope).ok()?.view()))
+}
+
+/// Which server the door leads to. One that the caller may not know of does not exist.
+fn resolve(exchange: &mut Exchange, door: &Door, identity: &Identity) -> Result<Arc<ServerEntry>, Reject> {
+    let own = own_tenant(door, identity)?;
     let Scope::Server(name) = &door.scope else { return Err(Reject::UnknownPath) };
     let entry = exchange.snapshot.server(own, name);
     let entry = Arc::clone(entry.ok_or(Reject::UnknownServer("registry".into()))?);

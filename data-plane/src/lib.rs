@@ -11,6 +11,7 @@ pub mod doors;
 pub mod gateway;
 
 pub mod bridge;
+pub mod federation;
 pub mod hub;
 
 pub mod authn;

@@ -169,6 +169,13 @@ impl Record {
         event.server_name.clone_from(&entry.server.spec.name);
     }
 
+    /// Notes what it is about in the server's own name, where the client's differs.
+    pub fn note_target(&mut self, target: &str) {
+        if let Some(event) = &mut self.event {
+            event.target = clean(target, MAX_TEXT);
+        }
+    }
+
     /// Notes the rule that decided.
     pub fn note_rule(&mut self, rule: &str) {
         if let Some(event) = &mut self.event {

@@ -139,6 +139,12 @@ pub enum Reject {
         /// The rule that hid it.
         rule: Cow<'static, str>,
     },
+    /// A prompt or resource that no server behind this door has, or that the caller may not know of.
+    #[error("Unknown {0}: {1}")]
+    Unknown(&'static str, String),
+    /// A cursor that was not given for this list.
+    #[error("the cursor is not valid; list again from the start")]
+    BadCursor,
     /// The caller may know of it, but not do it.
     #[error("not permitted")]
     Forbidden(Cow<'static, str>),
@@ -237,6 +243,8 @@ impl Reject {
             Self::UnknownServer(_) => "unknown_server",
             Self::ServerDisabled => "server_disabled",
             Self::UnknownTool { .. } => "unknown_tool",
+            Self::Unknown(..) => "unknown",
+            Self::BadCursor => "bad_cursor",
             Self::Forbidden(_) => "forbidden",
             Self::UnknownSession => "unknown_session",
             Self::AuditUnavailable => "audit_unavailable",
@@ -286,6 +294,8 @@ impl Reject {
             Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::MethodNotFound { modern: false }
             | Self::BadLevel
+            | Self::BadCursor
+            | Self::Unknown(..)
             | Self::BadRequestState(_)
             | Self::NoAnswer
             | Self::NoWayToAsk
@@ -322,7 +332,11 @@ impl Reject {
             Self::Parse(error) => error.code(),
             Self::Head(error) => error.code(),
             Self::UnsupportedVersion(_) => code::UNSUPPORTED_PROTOCOL_VERSION,
-            Self::UnknownTool { .. } | Self::BadRequestState(_) | Self::BadLevel => code::INVALID_PARAMS,
+            Self::UnknownTool { .. }
+            | Self::Unknown(..)
+            | Self::BadCursor
+            | Self::BadRequestState(_)
+            | Self::BadLevel => code::INVALID_PARAMS,
             Self::MethodNotFound { .. } => code::METHOD_NOT_FOUND,
             Self::NoAnswer | Self::NoWayToAsk | Self::PeerGone | Self::TooMany(_) => code::INTERNAL_ERROR,
             Self::AuditUnavailable | Self::Upstream { .. } | Self::NotReady | Self::Internal(_) => {
@@ -341,6 +355,7 @@ impl Reject {
             | Self::UnknownServer(_)
             | Self::ServerDisabled
             | Self::UnknownTool { .. }
+            | Self::Unknown(..)
             | Self::Forbidden(_) => Outcome::Denied,
             Self::Refused => Outcome::Error,
             Self::Upstream { .. } => Outcome::UpstreamFailed,

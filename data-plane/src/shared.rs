@@ -9,6 +9,7 @@ use waffles_mcp::{Head, Id, Method};
 use waffles_runtime::drain::Drain;
 
 use crate::bridge::parked::Lot;
+use crate::federation::catalogue::Catalogue;
 use crate::front::Sessions;
 use crate::hub::Hub;
 use crate::permit::Permit;
@@ -28,6 +29,8 @@ pub struct Shared {
     pub backs: Backs,
     /// The gateway's own sessions.
     pub sessions: Sessions,
+    /// What servers list.
+    pub catalogue: Catalogue,
     /// Who listens to what.
     pub hub: Hub,
     /// Calls that wait for their client to come back with answers.
