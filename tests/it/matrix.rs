@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use futures_util::{StreamExt as _, stream};
 use waffles_proto::registry::v1::{ServerSpec, Transport};
 use waffles_tests::matrix::clients::Program;
 use waffles_tests::matrix::servers::{SERVERS, vocabulary};
@@ -14,6 +13,8 @@ use waffles_tests::matrix::{
 };
 use waffles_tests::waffles::{endpoint, spec};
 use waffles_tests::{DataPlane, Era, Waffles};
+
+mod rmcp;
 
 /// How many client programs run at once.
 const PROGRAMS: usize = 4;
@@ -61,7 +62,7 @@ fn chosen(variable: &str, name: &str) -> bool {
 async fn run(client: &'static Client, targets: Vec<(&'static Server, Door, Target)>) -> Vec<Cell> {
     let asked: Vec<Target> = targets.iter().map(|(_, _, target)| target.clone()).collect();
     let (reports, errors) = match client.program {
-        Program::Rmcp => return Vec::new(),
+        Program::Rmcp => (rmcp::run(&asked).await, String::new()),
         Program::Node(_) | Program::Python(_) => client.run(&asked).await,
     };
     let mut seen = Vec::new();
@@ -87,8 +88,7 @@ async fn every_client_works_with_every_server() {
         };
         waffles.add(spec).await;
     }
-    let running = Arc::new(Semaphore::new(PROGRAMS));
-    let mut tasks = Vec::new();
+    let mut runs = Vec::new();
     for client in CLIENTS.iter().filter(|client| chosen("MATRIX_CLIENTS", client.name)) {
         let mut targets = Vec::new();
         for door in [Door::Direct, Door::Alone, Door::Federated] {
@@ -100,16 +100,10 @@ async fn every_client_works_with_every_server() {
                 }
             }
         }
-        let running = Arc::clone(&running);
-        tasks.push(tokio::spawn(async move {
-            let _permit = running.acquire().await.unwrap();
-            run(client, targets).await
-        }));
+        runs.push(run(client, targets));
     }
-    let mut seen = Vec::new();
-    for task in tasks {
-        seen.extend(task.await.unwrap());
-    }
+    let seen: Vec<Vec<Cell>> = stream::iter(runs).buffer_unordered(PROGRAMS).collect().await;
+    let seen = seen.concat();
     let mut unexplained = String::new();
     for cell in seen.iter().filter(|cell| cell.status == Status::Fail) {
         writeln!(unexplained, "{cell}").unwrap();

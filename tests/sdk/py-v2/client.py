@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "matrix"))
 import anyio
 import httpx2
 import mcp_types as types
-from client import LIMIT, Heard, main, pages
+from client import LIMIT, Heard, expect, main, pages
 from mcp import Client, MCPError
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
@@ -158,7 +158,9 @@ async def open_peer(target: dict[str, Any], heard: Heard) -> Any:
         peer.client = await stack.enter_async_context(client)
         if stateless:
             # A pinned client takes everything for granted; this one asks.
-            await peer.client.session.discover()
+            found = await peer.client.session.send_discover("2026-07-28")
+            expect("2026-07-28" in found["supportedVersions"], "the revision is offered", found)
+            expect("tools" in found["capabilities"], "the server says what it can do", found)
         peer.revision = peer.client.protocol_version
         limit.deadline = math.inf
         yield peer
