@@ -21,7 +21,8 @@ pub fn unwrap(uri: &str) -> Option<(&str, &str)> {
     (!server.is_empty()).then_some((server, uri))
 }
 
-fn is_web(uri: &str) -> bool {
+/// Whether a URI is for the client itself to fetch, and so is not wrapped.
+pub fn is_web(uri: &str) -> bool {
     uri.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
 }
 

@@ -13,6 +13,7 @@ mod call;
 mod clients;
 mod discovery;
 mod eras;
+mod federation;
 mod harness;
 mod hostile;
 mod matrix;

@@ -123,6 +123,7 @@ impl Means {
         let unknown = || Reject::Unknown("resource", public.to_owned());
         let (member, own) = match uris::unwrap(public) {
             Some((server, own)) => (realm.member(server).ok_or_else(unknown)?, own.to_owned()),
+            None if !uris::is_web(public) => return Err(unknown()),
             None => {
                 let (lists, _) = self.lists(front, realm, Kind::Resources).await;
                 let mut lists = lists.iter();
