@@ -162,8 +162,9 @@ async fn serve<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(move |request| {
-        let server = Arc::clone(&server);
-        async move { Ok::<_, Infallible>(server.serve(peer, request).await) }
+        // Boxed, so that the connection gives its room back while an answer streams and while nothing is asked.
+        let answer = Box::pin(Arc::clone(&server).serve(peer, request));
+        async move { Ok::<_, Infallible>(answer.await) }
     });
     let connection = http.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);

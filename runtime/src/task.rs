@@ -42,14 +42,15 @@ where
     tokio::spawn(guarded(future))
 }
 
-async fn guarded<F: Future>(future: F) -> F::Output {
-    match AssertUnwindSafe(future).catch_unwind().await {
+/// Combinators and no `async` block, which would have room for the future twice: before and while it is polled.
+fn guarded<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    AssertUnwindSafe(future).catch_unwind().map(|caught| match caught {
         Ok(output) => output,
         Err(panic) => {
             report_panic(panic.as_ref());
             std::panic::resume_unwind(panic)
         }
-    }
+    })
 }
 
 /// How many panics tasks of this process have had.
