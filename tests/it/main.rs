@@ -12,6 +12,7 @@ mod bridge;
 mod call;
 mod clients;
 mod discovery;
+mod doors;
 mod eras;
 mod federation;
 mod harness;

@@ -261,7 +261,9 @@ impl Reader {
     fn ended(&mut self) -> Option<Bytes> {
         let (outcome, reason) = match self.session.ended() {
             Ended::Revoked => {
-                self.record.refuse(&Reject::Forbidden("revoked while open".into()), 200);
+                let reject = Reject::Forbidden("revoked while open".into());
+                self.record.note_rule(reject.rule());
+                self.record.refuse(&reject, 200);
                 return None;
             }
             Ended::Drained => (Outcome::Ok, "drained"),

@@ -53,8 +53,7 @@ pub(super) struct Session {
     principal: Uuid,
     door: Door,
     over: CancellationToken,
-    queue: mpsc::Sender<Said>,
-    room: Arc<Semaphore>,
+    outlet: Outlet,
     requests: Arc<Semaphore>,
     notes: Arc<Semaphore>,
     state: Mutex<State>,
@@ -118,7 +117,7 @@ impl Sessions {
     ) -> Result<(Arc<Session>, mpsc::Receiver<Said>), Reject> {
         let mut id = [0; 16];
         rand::fill(&mut id).map_err(|_| Reject::Internal("no_random_numbers"))?;
-        let (queue, waiting) = mpsc::channel(MAX_WAITING);
+        let (outlet, waiting) = Outlet::new();
         let turn = CancellationToken::new();
         turn.cancel();
         let session = Arc::new(Session {
@@ -126,8 +125,7 @@ impl Sessions {
             principal: identity.principal().id,
             door,
             over: CancellationToken::new(),
-            queue,
-            room: Arc::new(Semaphore::new(MAX_WAITING_BYTES)),
+            outlet,
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             notes: Arc::new(Semaphore::new(MAX_NOTES)),
             state: Mutex::new(State {
@@ -233,17 +231,9 @@ impl Session {
 
     /// Puts a message on the stream, when there is room for it.
     pub(super) async fn say(&self, message: Bytes) -> Result<(), IsStalled> {
-        // A message that is larger than all the room takes all of it.
-        let size = message.len().clamp(1, MAX_WAITING_BYTES);
-        let weight = u32::try_from(size).unwrap_or(u32::MAX);
-        let sent = timeout(STALLED, async {
-            let room = Arc::clone(&self.room).acquire_many_owned(weight).await.ok()?;
-            // Where the reader is gone, the session is over, and that is known elsewhere.
-            self.queue.send(Said { message, _room: room }).await.ok()
-        });
-        let sent = self.over.run_until_cancelled(sent).await;
+        let said = self.over.run_until_cancelled(self.outlet.put(message)).await;
         self.state.lock().heard = Instant::now();
-        if matches!(sent, Some(Err(_))) { Err(IsStalled) } else { Ok(()) }
+        said.unwrap_or(Ok(()))
     }
 
     /// The session that the gateway sees.
@@ -277,13 +267,42 @@ impl Session {
     pub(super) fn is_quiet(&self) -> bool {
         let under_way =
             self.requests.available_permits() < MAX_REQUESTS || self.notes.available_permits() < MAX_NOTES;
-        !under_way && self.room.available_permits() == MAX_WAITING_BYTES
+        !under_way && self.outlet.is_empty()
     }
 
     pub(super) fn is_idle(&self) -> bool {
         let state = self.state.lock();
         let most = if state.used { IDLE } else { UNUSED };
         state.heard.elapsed() >= most && self.is_quiet()
+    }
+}
+
+/// What waits for a client to take it.
+struct Outlet {
+    queue: mpsc::Sender<Said>,
+    room: Arc<Semaphore>,
+}
+
+impl Outlet {
+    fn new() -> (Self, mpsc::Receiver<Said>) {
+        let (queue, waiting) = mpsc::channel(MAX_WAITING);
+        (Self { queue, room: Arc::new(Semaphore::new(MAX_WAITING_BYTES)) }, waiting)
+    }
+
+    async fn put(&self, message: Bytes) -> Result<(), IsStalled> {
+        // A message that is larger than all the room takes all of it.
+        let size = message.len().clamp(1, MAX_WAITING_BYTES);
+        let weight = u32::try_from(size).unwrap_or(u32::MAX);
+        let put = async {
+            let room = Arc::clone(&self.room).acquire_many_owned(weight).await.ok()?;
+            // Where the reader is gone, the session is over, and that is known elsewhere.
+            self.queue.send(Said { message, _room: room }).await.ok()
+        };
+        timeout(STALLED, put).await.map(|_| ()).map_err(|_| IsStalled)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.room.available_permits() == MAX_WAITING_BYTES
     }
 }
 
@@ -312,6 +331,24 @@ mod tests {
             format!("x=1&sessionId={id}"),
         ] {
             assert_eq!(named(&query), None, "{query}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_given_up() {
+        for (size, most) in [(10, MAX_WAITING), (300_000, 3), (5_000_000, 1)] {
+            let (outlet, mut waiting) = Outlet::new();
+            let message = Bytes::from(vec![b'x'; size]);
+            for _ in 0..most {
+                assert_eq!(outlet.put(message.clone()).await, Ok(()));
+            }
+            let before = Instant::now();
+            assert_eq!(outlet.put(message.clone()).await, Err(IsStalled), "{size}");
+            assert_eq!(before.elapsed(), STALLED);
+            waiting.recv().await.unwrap();
+            assert_eq!(outlet.put(message.clone()).await, Ok(()), "{size}");
+            while waiting.try_recv().is_ok() {}
+            assert!(outlet.is_empty());
         }
     }
 }
