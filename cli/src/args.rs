@@ -10,6 +10,7 @@ use crate::audit::{SearchArgs, TailArgs};
 use crate::call::CallArgs;
 use crate::key::KeyCommand;
 use crate::login::{ContextCommand, LoginArgs};
+use crate::run::RunArgs;
 use crate::server::ServerCommand;
 
 const AFTER_HELP: &str = "\
@@ -64,6 +65,8 @@ pub(crate) enum Format {
 pub(crate) enum Command {
     /// Run a whole Waffles on this machine: both planes, and a context for wafflectl.
     Up(UpArgs),
+    /// Run an MCP server that speaks on standard streams, and register it, until Ctrl-C.
+    Run(RunArgs),
     /// Log in with a password, or keep an API key, and remember it in a context.
     Login(LoginArgs),
     /// End the session of the context in use.

@@ -142,19 +142,10 @@ impl Store {
         })
     }
 
-    /// Replaces the file: first a new one beside it, whole and on disk, then a rename.
+    /// Replaces the file.
     pub(crate) fn save(&self, contexts: &Contexts) -> anyhow::Result<()> {
         let text = toml::to_string_pretty(contexts).context("cannot write the contexts as TOML")?;
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        make_private_folder(folder)?;
-        let fresh = self.path.with_extension(format!("toml.{}", std::process::id()));
-        let written =
-            write_private(&fresh, text.as_bytes()).and_then(|()| std::fs::rename(&fresh, &self.path));
-        if let Err(error) = written {
-            drop(std::fs::remove_file(&fresh));
-            return Err(error).with_context(|| format!("cannot write {}", self.path.display()));
-        }
-        Ok(())
+        replace_private(&self.path, &text)
     }
 
     /// Held while the file is read, changed and written, so that two commands at once do not lose each other's
@@ -202,12 +193,25 @@ pub(crate) fn make_private_folder(folder: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the folder {}", folder.display()))
 }
 
+/// Replaces a file that only its owner can read: first a new one beside it, whole and on disk, then a rename.
+pub(crate) fn replace_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    make_private_folder(path.parent().unwrap_or(Path::new(".")))?;
+    let fresh = path.with_extension(format!("toml.{}", std::process::id()));
+    let written = write_private(&fresh, text.as_bytes()).and_then(|()| std::fs::rename(&fresh, path));
+    if let Err(error) = written {
+        drop(std::fs::remove_file(&fresh));
+        return Err(error).with_context(|| format!("cannot write {}", path.display()));
+    }
+    Ok(())
+}
+
 /// Whether others than the owner may read a file.
 pub(crate) fn is_open_to_others(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|file| file.mode() & 0o077 != 0)
 }
 
-fn is_own(path: &Path) -> bool {
+/// Whether a file is the caller's own, and nobody else can write it.
+pub(crate) fn is_own(path: &Path) -> bool {
     let me = rustix::process::geteuid().as_raw();
     std::fs::symlink_metadata(path)
         .is_ok_and(|file| file.is_file() && file.uid() == me && file.mode() & 0o022 == 0)

@@ -5,6 +5,7 @@
 mod args;
 mod ask;
 mod audit;
+mod bridge;
 mod call;
 mod client;
 mod context;
@@ -17,7 +18,9 @@ mod mcp;
 mod moment;
 mod output;
 mod proxy;
+mod run;
 mod server;
+mod stdio;
 mod up;
 
 use std::process::ExitCode;
@@ -52,6 +55,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let Cli { global, command } = cli;
     match command {
         Command::Up(args) => up::run(&global, args).await,
+        Command::Run(args) => run::run(&global, args).await,
         Command::Login(args) => login::login(&global, args).await,
         Command::Logout => login::logout(&global).await,
         Command::Whoami => login::whoami(&global).await,

@@ -101,17 +101,19 @@ pub(crate) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
     ended
 }
 
-/// The signals that end `up`.
-struct Signals([Signal; 3]);
+/// The signals that end `up` and `run`.
+pub(crate) struct Signals([Signal; 3]);
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    /// Catches them from now on.
+    pub(crate) fn new() -> std::io::Result<Self> {
         let [interrupt, terminate, hangup] =
             [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
         Ok(Self([signal(interrupt)?, signal(terminate)?, signal(hangup)?]))
     }
 
-    async fn next(&mut self) {
+    /// Waits for the next one.
+    pub(crate) async fn next(&mut self) {
         let [interrupt, terminate, hangup] = &mut self.0;
         tokio::select! {
             _ = interrupt.recv() => {}

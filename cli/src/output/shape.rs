@@ -757,6 +757,27 @@ pub(crate) struct Up {
     pub(crate) context: String,
 }
 
+/// A program that `run` serves.
+#[derive(Debug, Serialize)]
+pub(crate) struct Running {
+    pub(crate) name: String,
+    pub(crate) url: String,
+    pub(crate) eras: Vec<&'static str>,
+    pub(crate) enabled: bool,
+    pub(crate) mcp: Option<String>,
+}
+
+impl Shape for Running {
+    fn text(&self) -> String {
+        let rows = fields([
+            ("MCP", self.mcp.clone().unwrap_or_default()),
+            ("endpoint", self.url.clone()),
+            ("eras", self.eras.join(", ")),
+        ]);
+        format!("Server {} is served. Ctrl-C stops it.\n\n{rows}", self.name)
+    }
+}
+
 /// Where the two planes show their state.
 #[derive(Debug, Serialize)]
 pub(crate) struct AdminPorts {
