@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -123,7 +124,7 @@ impl OutboundPolicy {
         Ok(addrs)
     }
 
-    /// Connects, with `TCP_NODELAY`. The time covers resolving and all attempts; each address gets
+    /// Connects, with `TCP_NODELAY` and keep-alive. The time covers resolving and all attempts; each address gets
     /// an equal share of what is left, so that one that swallows packets does not cost the others
     /// their turn.
     ///
@@ -141,7 +142,7 @@ impl OutboundPolicy {
             let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
             left = left.saturating_sub(1);
             last = match tokio::time::timeout(share, TcpStream::connect(addr)).await {
-                Ok(Ok(stream)) => match stream.set_nodelay(true) {
+                Ok(Ok(stream)) => match keep_alive(&stream).and_then(|()| stream.set_nodelay(true)) {
                     Ok(()) => return Ok(stream),
                     Err(source) => ConnectError::Io { host: host.to_owned(), port, source },
                 },
@@ -151,6 +152,13 @@ impl OutboundPolicy {
         }
         Err(last)
     }
+}
+
+/// A connection that only listens would not notice that the other side is gone; so it does within twenty seconds.
+fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
+    let (first, next) = (Duration::from_secs(10), Duration::from_secs(3));
+    let probes = TcpKeepalive::new().with_time(first).with_interval(next).with_retries(3);
+    SockRef::from(stream).set_tcp_keepalive(&probes)
 }
 
 /// A host that is an address already, with or without the brackets of a URL.
@@ -252,6 +260,7 @@ mod tests {
             let stream = local().connect(host, port, TIME).await.unwrap();
             assert_eq!(stream.peer_addr().unwrap().port(), port);
             assert!(stream.nodelay().unwrap());
+            assert!(SockRef::from(&stream).keepalive().unwrap());
         }
     }
 
