@@ -11,6 +11,7 @@ use waffles_tests::matrix::servers::{SERVERS, vocabulary};
 use waffles_tests::matrix::{
     CLIENTS, Cell, Client, Door, Server, Servers, Status, Target, Wire, cells, impossible, table,
 };
+use waffles_tests::sdk::{self, SdkServer};
 use waffles_tests::waffles::{endpoint, spec};
 use waffles_tests::{DataPlane, Era, Waffles};
 
@@ -124,4 +125,42 @@ fn compare(page: &str) {
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(kept == page, "docs/compatibility.md says something else; UPDATE_GOLDEN=1 writes it anew");
+}
+
+/// What a run through a bridge lacks, beside a server that speaks the client's revision itself, and why nothing can be done
+/// about it: the revision of the run, the beginning of the loss, the reason.
+const EXPLAINED: [(&str, &str, &str); 0] = [];
+
+#[tokio::test]
+async fn a_bridge_gives_all_that_a_server_of_the_clients_era_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    let both = SdkServer::conformance().await;
+    let waffles = Waffles::start().await;
+    let mut unexplained = String::new();
+    for (era, other) in [(Era::Sessions, Era::Stateless), (Era::Stateless, Era::Sessions)] {
+        let revision = era.revision();
+        let file = |name: &str| folder.path().join(format!("{name}-{revision}.json"));
+        let (direct, via) = (file("direct"), file("via"));
+        let server = SdkServer::conformance_of(other).await;
+        let name = format!("only-{}", other.revision());
+        waffles.add_server(&name, &server.url).await;
+        let url = waffles.proxies[0].server_url(&name);
+        sdk::conformance(&both.url, revision, None, &direct).await;
+        sdk::conformance(&url, revision, Some(&waffles.admin.secret), &via).await;
+        let checks = std::fs::read_to_string(&direct).unwrap().matches(r#""status""#).count();
+        assert!(checks > 30, "the direct run of {revision} has hardly any checks");
+        let lost = sdk::lost(&direct, &via).await;
+        for (_, loss, reason) in EXPLAINED.iter().filter(|(explained, ..)| *explained == revision) {
+            let found = lost.lines().any(|line| line.starts_with(loss));
+            assert!(found, "{revision}: {loss} is not lost any more, though: {reason}");
+        }
+        let explained =
+            |line: &str| EXPLAINED.iter().any(|(of, loss, _)| *of == revision && line.starts_with(loss));
+        // The last line is a count.
+        let lines = lost.lines().rev().skip(1);
+        for line in lines.filter(|line| !explained(line)) {
+            writeln!(unexplained, "{revision} at a server of {}: {line}", other.revision()).unwrap();
+        }
+    }
+    assert_eq!(unexplained, "");
 }

@@ -131,6 +131,14 @@ impl SdkServer {
         Self::start("conformance server", command).await
     }
 
+    /// As `conformance`, in one era alone.
+    pub async fn conformance_of(era: Era) -> Self {
+        let mut command = Command::new("node");
+        let only = if era == Era::Sessions { "sessions" } else { "stateless" };
+        command.arg(installed().await.join("conformance/server.mjs")).args(["--only", only]);
+        Self::start("conformance server", command).await
+    }
+
     async fn start(name: &str, command: Command) -> Self {
         let dir = Dir::new("waffles-sdk-");
         let mut program = Program::spawn(name, command, dir.path().join("stderr.log"));

@@ -1,7 +1,7 @@
 // The server that the conformance suite is pointed at, directly and through the gateway: it
 // offers every tool, resource and prompt that the suite's server scenarios call for by name,
-// in both eras on one endpoint.
-// node server.mjs PORT
+// in both eras on one endpoint, or in one of them alone.
+// node server.mjs [PORT] [--only sessions|stateless]
 
 import { randomBytes, randomUUID } from 'node:crypto';
 import {
@@ -524,14 +524,21 @@ async function legacy(request) {
     return transport.handleRequest(request);
 }
 
+const only = process.argv.includes('--only') ? process.argv[process.argv.indexOf('--only') + 1] : undefined;
+
+/** Whether a request is for the session era; a server of one era refuses the other as the SDK does. */
+async function isSessions(request) {
+    return only === undefined ? isLegacyRequest(request) : only === 'sessions';
+}
+
 async function answer(request) {
     if (new URL(request.url).pathname !== '/mcp') return new Response(null, { status: 404 });
     return (
         hostHeaderValidationResponse(request, localhostAllowedHostnames()) ??
         originValidationResponse(request, localhostAllowedOrigins()) ??
-        ((await isLegacyRequest(request)) ? legacy(request) : modern.fetch(request))
+        ((await isSessions(request)) ? legacy(request) : modern.fetch(request))
     );
 }
 
-const origin = await listen(webListener(answer), Number(process.argv[2] ?? 0));
+const origin = await listen(webListener(answer), Number(process.argv[2]) || 0);
 console.log(JSON.stringify({ url: `${origin}/mcp` }));
