@@ -6,6 +6,7 @@ mod feed;
 mod listener;
 mod source;
 mod topic;
+mod waiting;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -202,12 +203,8 @@ impl Hub {
         }
         // A configuration that came while the servers were asked found nothing to change yet.
         let now = means.current.load();
-        if now.revision != snapshot.revision {
-            let looked = listener.look();
-            let renewed = looked.identity.renew(&now);
-            if !renewed.is_some_and(|identity| self.adjust(means, &now, &listener, &identity, &looked)) {
-                listener.revoke();
-            }
+        if now.revision != snapshot.revision && !self.renew(means, &now, &listener) {
+            listener.revoke();
         }
         Ok(stream.response())
     }
@@ -355,16 +352,14 @@ impl Hub {
         let snapshot = means.current.load();
         let now = Instant::now();
         for listener in self.listeners() {
-            let looked = listener.look();
-            let Some(identity) = looked.identity.renew(&snapshot) else {
-                listener.revoke();
-                continue;
+            let may = match changed {
+                false => listener.is_current(&snapshot),
+                true => self.renew(means, &snapshot, &listener),
             };
-            if changed && !self.adjust(means, &snapshot, &listener, &identity, &looked) {
+            if !may {
                 listener.revoke();
                 continue;
             }
-            listener.note_identity(identity);
             listener.keep_alive(now);
         }
         if changed {
@@ -376,15 +371,10 @@ impl Hub {
     }
 
     /// Brings a listener up to a new configuration; false where it may not listen any more.
-    fn adjust(
-        &self,
-        means: &Means,
-        snapshot: &Snapshot,
-        listener: &Arc<Listener>,
-        identity: &Identity,
-        looked: &Looked,
-    ) -> bool {
-        let Some(view) = (listener.renew)(snapshot, identity) else { return false };
+    fn renew(&self, means: &Means, snapshot: &Snapshot, listener: &Arc<Listener>) -> bool {
+        let looked = listener.look();
+        let Some(identity) = looked.identity.renew(snapshot) else { return false };
+        let Some(view) = (listener.renew)(snapshot, &identity) else { return false };
         let filter = listener.filter();
         let joined = self.join(means, listener, &view.parts, &looked.feeds, &filter);
         let feeds: Vec<_> = joined.into_iter().map(|(feed, _)| feed).collect();
@@ -394,7 +384,7 @@ impl Hub {
             gone.leave(listener.number);
             differs = true;
         }
-        listener.note(Looked { identity: identity.clone(), feeds, mark: view.mark });
+        listener.note(Looked { identity, feeds, mark: view.mark });
         if !self.inner.lock().listeners.contains_key(&listener.number) {
             // It went meanwhile, and must not stay behind in what it has just joined.
             for feed in listener.leave() {

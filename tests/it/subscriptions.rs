@@ -1,16 +1,19 @@
 //! Listening: a client of either era hears of changes at servers of either era, many clients share one subscription, and
 //! what may have been missed is announced.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout};
 use waffles_core::audit::Outcome;
 use waffles_core::credential::KeyLimits;
 use waffles_proto::auth::v1::KeyLimits as Limits;
 use waffles_proto::registry::v1::{ToolFilter, UpdateServerRequest};
 use waffles_tests::mcp_client::Stream;
-use waffles_tests::{Era, McpClient, McpServer, Seeded, Waffles, until};
+use waffles_tests::{Era, McpClient, McpServer, RawServer, Seeded, Waffles, until};
 
 const TOOLS: &str = "notifications/tools/list_changed";
 const UPDATED: &str = "notifications/resources/updated";
@@ -300,4 +303,103 @@ async fn a_change_of_what_a_listener_sees_is_announced_and_a_lost_right_ends_the
     let last = rest.last().expect("it ends with a result");
     assert_eq!(last["result"]["resultType"], "complete", "{last}");
     until("the subscription at the server has ended", SOON, || async { server.sessions().is_empty() }).await;
+}
+
+/// A server of 2024-11-05: what it is sent is written down, what it says comes from `say`.
+async fn http_sse(say: broadcast::Sender<String>, heard: Arc<Mutex<Vec<Value>>>) -> RawServer {
+    RawServer::start(move |mut connection| {
+        let (say, heard) = (say.clone(), Arc::clone(&heard));
+        async move {
+            while let Some((head, body)) = connection.request().await {
+                if head.starts_with("get ") {
+                    let mut said = say.subscribe();
+                    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+                    connection.write(format!("{head}event: endpoint\ndata: /messages?s=1\n\n")).await;
+                    while let Ok(message) = said.recv().await {
+                        connection.write(format!("event: message\ndata: {message}\n\n")).await;
+                    }
+                    return;
+                }
+                if !head.starts_with("post /messages?s=1 ") {
+                    connection.write("HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 0\r\n\r\n").await;
+                    continue;
+                }
+                connection.write("HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n").await;
+                let message: Value = serde_json::from_slice(&body).unwrap();
+                let result = match message["method"].as_str() {
+                    Some("initialize") => json!({"protocolVersion": "2024-11-05", "capabilities": all(),
+                        "serverInfo": {"name": "old", "version": "1"}}),
+                    _ => json!({}),
+                };
+                heard.lock().push(message.clone());
+                if message.get("id").is_some() {
+                    drop(
+                        say.send(
+                            json!({"jsonrpc": "2.0", "id": message["id"], "result": result}).to_string(),
+                        ),
+                    );
+                }
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_http_sse_server_is_heard_on_its_one_stream() {
+    let (say, heard) = (broadcast::channel(64).0, Arc::new(Mutex::new(Vec::<Value>::new())));
+    let server = http_sse(say.clone(), Arc::clone(&heard)).await;
+    let url = server.url();
+    let waffles = Seeded::and(|seed, _| {
+        seed.server("other", &url, |_| {});
+    })
+    .await;
+    let filter = json!({"toolsListChanged": true, "resourceSubscriptions": ["test://one"]});
+    let (mut stream, told) = listen(&client(&waffles), 7, filter.clone()).await;
+    assert_eq!(told["notifications"], filter);
+    let asked = |method: &str| heard.lock().iter().filter(|message| message["method"] == method).count();
+    assert_eq!((asked("initialize"), asked("resources/subscribe")), (1, 1));
+    for (method, params) in [(TOOLS, json!({})), (UPDATED, json!({"uri": "test://one/part"}))] {
+        say.send(json!({"jsonrpc": "2.0", "method": method, "params": params}).to_string()).unwrap();
+        let told = stream.message().await.unwrap();
+        assert_eq!((&told["method"], &told["params"]["_meta"][TAG]), (&json!(method), &json!(7)));
+    }
+}
+
+#[tokio::test]
+async fn a_federated_listener_hears_all_servers_under_their_names() {
+    let (one, two) = (McpServer::only(Era::Sessions).await, McpServer::only(Era::Stateless).await);
+    one.offer(all());
+    two.offer(all());
+    let urls = [one.url(), two.url()];
+    let waffles = Seeded::and(|seed, _| {
+        seed.server("one", &urls[0], |_| {});
+        seed.server("two", &urls[1], |_| {});
+        seed.server("away", "http://127.0.0.1:9/mcp", |_| {});
+    })
+    .await;
+    let client = McpClient::new(&format!("http://{}/mcp", waffles.proxy.mcp)).with_bearer(&waffles.key);
+    let filter = json!({"toolsListChanged": true,
+        "resourceSubscriptions": ["wfl+one+test://x", "wfl+two+test://x", "wfl+three+test://x"]});
+    let (mut stream, told) = listen(&client, "f", filter).await;
+    let honoured = json!({"toolsListChanged": true,
+        "resourceSubscriptions": ["wfl+one+test://x", "wfl+two+test://x"]});
+    assert_eq!(told["notifications"], honoured);
+    for (server, name) in [(&one, "one"), (&two, "two")] {
+        assert_eq!(server.listeners(), 1, "{name}");
+        server.announce(UPDATED, json!({"uri": "test://x"})).await;
+        let message = stream.message().await.unwrap();
+        assert_eq!(message["params"]["uri"], format!("wfl+{name}+test://x"), "{message}");
+        assert_eq!(message["params"]["_meta"][TAG], "f");
+        server.announce(TOOLS, json!({})).await;
+        assert_eq!(stream.message().await.unwrap()["method"], TOOLS);
+    }
+    let session = client.of(Era::Sessions).await;
+    let mut standing = session.get_stream().await.unwrap();
+    let answer = session.ask(3, "resources/subscribe", json!({"uri": "wfl+one+test://y"})).await.unwrap();
+    assert_eq!(answer.result(), json!({}));
+    one.arrived("resources/subscribe", 2).await;
+    assert_eq!(one.listeners(), 1, "they share");
+    one.announce(UPDATED, json!({"uri": "test://y"})).await;
+    assert_eq!(standing.message().await.unwrap()["params"]["uri"], "wfl+one+test://y");
 }

@@ -276,16 +276,21 @@ impl Feed {
         }
     }
 
-    /// Says that all that is covered may have changed.
-    fn announce(&self, means: &Means) {
+    /// Says to listeners that all that is covered may have changed.
+    fn announce(&self) {
         let covered = Arc::clone(&self.cover.borrow().honoured);
-        let topics = Topic::all(&covered).into_iter();
-        let news: Vec<_> =
-            topics.filter_map(|topic| topic.announcement().map(|message| (topic, message))).collect();
-        for (topic, _) in &news {
-            means.shared.hub.invalidate(self.key.server, topic);
+        let news = Topic::all(&covered).into_iter();
+        let news = news.filter_map(|topic| topic.announcement().map(|message| (topic, message)));
+        self.deliver(&news.collect::<Vec<_>>());
+    }
+
+    /// Says to who remembers lists that what is covered is not to be believed: what was read before the server's word was
+    /// heard may have changed unheard, and so may anything once it is heard no more.
+    fn doubt(&self, means: &Means) {
+        let covered = Arc::clone(&self.cover.borrow().honoured);
+        for topic in Topic::all(&covered) {
+            means.shared.hub.invalidate(self.key.server, &topic);
         }
-        self.deliver(&news);
     }
 
     /// Keeps the subscription open for as long as somebody wants it.
@@ -295,11 +300,14 @@ impl Feed {
             let opened = self.open(&means).await;
             let wait = match opened {
                 Ok(Some((permit, mut source))) => {
+                    self.doubt(&means);
                     if std::mem::take(&mut self.state.lock().missed) {
-                        self.announce(&means);
+                        self.announce();
                     }
                     let since = Instant::now();
                     let over = self.listen(&means, &permit, &mut source).await;
+                    self.cover.send_modify(|cover| cover.stage = Stage::Opening);
+                    self.doubt(&means);
                     if matches!(over, Over::Closed) {
                         break;
                     }
@@ -307,7 +315,6 @@ impl Feed {
                         back_off.reset();
                     }
                     self.state.lock().missed = true;
-                    self.cover.send_modify(|cover| cover.stage = Stage::Opening);
                     back_off.next()
                 }
                 Ok(None) => {

@@ -18,6 +18,7 @@ use waffles_mcp::{Id, Message};
 
 use super::feed::Feed;
 use super::topic::Topic;
+use super::waiting::Waiting;
 use super::{Hub, View};
 use crate::authn::Identity;
 use crate::flow::{Open, Outbox};
@@ -29,8 +30,6 @@ use crate::stream::Body;
 
 /// A quiet stream says that it is alive this often.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
-/// Topics that wait for a client that does not read.
-const MAX_WAITING: usize = 4096;
 
 /// What a listener may listen to, under a configuration.
 pub type Renew = dyn Fn(&Snapshot, &Identity) -> Option<View> + Send + Sync;
@@ -62,7 +61,7 @@ struct State {
     filter: Filter,
     feeds: Vec<Arc<Feed>>,
     mark: u64,
-    waiting: Vec<(Topic, Arc<Message>)>,
+    waiting: Waiting,
     record: Record,
     said: Instant,
     /// It was told what it gets. Nothing goes out before.
@@ -94,7 +93,7 @@ impl Listener {
             filter: Filter::default(),
             feeds: Vec::new(),
             mark: 0,
-            waiting: Vec::new(),
+            waiting: Waiting::default(),
             record,
             said: Instant::now(),
             begun: false,
@@ -105,11 +104,7 @@ impl Listener {
     /// Tells it that something has changed. Of several messages about one topic it gets the newest.
     pub fn notice(&self, topic: Topic, message: &Arc<Message>) {
         let mut state = self.state.lock();
-        if let Some((_, older)) = state.waiting.iter_mut().find(|(other, _)| *other == topic) {
-            *older = Arc::clone(message);
-        } else if state.waiting.len() < MAX_WAITING {
-            state.waiting.push((topic, Arc::clone(message)));
-        } else {
+        if !state.waiting.put(topic, message) {
             return state.record.metrics().dropped("listener_lags");
         }
         drop(state);
@@ -159,9 +154,15 @@ impl Listener {
         (state.identity, state.feeds, state.mark) = (looked.identity, looked.feeds, looked.mark);
     }
 
-    /// Notes who it is now, where nothing else has changed.
-    pub fn note_identity(&self, identity: Identity) {
-        self.state.lock().identity = identity;
+    /// Whether it still is who it was, where the configuration has not changed. A key or token ends by itself.
+    pub fn is_current(&self, snapshot: &Snapshot) -> bool {
+        let mut state = self.state.lock();
+        let renewed = state.identity.renew(snapshot);
+        let is_current = renewed.is_some();
+        if let Some(identity) = renewed {
+            state.identity = identity;
+        }
+        is_current
     }
 
     /// Says that the stream is alive, where it was quiet for long.
@@ -219,17 +220,14 @@ impl Listener {
             Audience::Listen(id) => Some(id),
             Audience::Standing(_) => None,
         };
-        let room = self.outbox.room().min(state.waiting.len());
-        let taken: Vec<_> = state.waiting.drain(..room).collect();
-        if state.waiting.is_empty() {
-            state.waiting = Vec::new();
-        }
+        let taken = state.waiting.take(self.outbox.room());
+        let any = !taken.is_empty();
         for (topic, message) in taken {
             let bytes = topic.message(&message, id);
             state.record.note_bytes(bytes.len());
             self.outbox.try_send(bytes);
         }
-        room > 0
+        any
     }
 
     fn said(&self) {

@@ -25,7 +25,8 @@ use crate::upstream::{Heard, Inbox, Outgoing};
 
 /// How long a server may take to say what it honours, and to answer a `resources/subscribe`.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
-/// How long a server wants to be left alone before a stream is taken up again, at the most.
+/// How long a server is left alone before a stream is taken up again, whatever it says.
+const MIN_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(10);
 
 /// An open subscription.
@@ -176,7 +177,7 @@ impl Source {
             return false;
         }
         let wait = Duration::from_millis(resume.retry.unwrap_or(500));
-        tokio::time::sleep(wait.min(MAX_RETRY)).await;
+        tokio::time::sleep(wait.clamp(MIN_RETRY, MAX_RETRY)).await;
         match back.take_up(&means.upstream, permit, &resume).await {
             Ok(Some(inbox)) => {
                 self.inbox = inbox.endless();
