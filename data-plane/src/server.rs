@@ -102,7 +102,11 @@ impl Server {
             Ok(Route::Peer) => Box::pin(self.passed(peer, request)).await,
             Ok(Route::Health) => plain(StatusCode::OK, "ok\n".into()),
             Ok(Route::Ready) => self.ready(),
-            Err(reject) => self.refused(&reject),
+            Err(reject) => {
+                let refused = self.refused(&reject);
+                let is_rest = matches!(parse(request.uri().path()), Some(Route::Rest(..)));
+                if is_rest { rest::refusal(&reject) } else { refused }
+            }
         }
     }
 

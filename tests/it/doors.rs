@@ -14,7 +14,7 @@ use waffles_tests::{
     Answer, Behaviour, DataPlaneOptions, Era, McpClient, McpServer, PATIENCE, Seeded, until,
 };
 
-use crate::call::{json_of, masked};
+use crate::call::{json_of, masked, stream_of};
 
 /// A client of HTTP+SSE.
 struct Sse {
@@ -600,6 +600,13 @@ async fn a_rest_call_that_fails_says_so_in_a_problem_document() {
     let form = at(&waffles, "/api/v1/gateway/demo/tools/call").with_bearer(key);
     let form = form.with("content-type", "application/x-www-form-urlencoded");
     assert_eq!(form.post(call("echo")).await.unwrap().status, 415);
+    let page = at(&waffles, "/api/v1/gateway/demo/tools/call").with_bearer(key).with("origin", "null");
+    let refused = page.post(call("echo")).await.unwrap();
+    assert_eq!(
+        (refused.status.as_u16(), refused.header("content-type")),
+        (403, Some("application/problem+json"))
+    );
+    assert!(refused.text().contains(r#""reason":"foreign_origin""#), "{}", refused.text());
     let failed = rest(&waffles, key, Method::POST, "demo/tools/call", &call("failed")).await;
     assert_eq!(failed.status, 200, "a tool's own error is a result");
     assert_eq!(serde_json::from_slice::<Value>(&failed.body).unwrap()["isError"], true);
@@ -623,4 +630,92 @@ async fn the_rest_path_of_a_server_is_a_door_like_any_other() {
         let answer = at(&waffles, path).with_bearer(&waffles.key).post("{}").await.unwrap();
         assert_eq!(answer.status, 404, "{path}");
     }
+}
+
+/// A server that closes the stream of a call for a while, as 2025-11-25 lets it, and answers on the next one.
+fn polled(waffles: &Seeded) {
+    waffles.upstream.on_tool("later", stream_of("id: e1\nretry: 50\ndata: \n\n"));
+    let note = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"x"}}"#;
+    let answer = r#"{"jsonrpc":"2.0","id":7,"result":{"content":[]}}"#;
+    waffles.upstream.on_get(stream_of(&format!("id: e2\ndata: {note}\n\nid: e3\ndata: {answer}\n\n")));
+}
+
+fn resumed(waffles: &Seeded) -> usize {
+    let seen = waffles.upstream.seen();
+    seen.iter()
+        .filter(|seen| seen.method == Method::GET && seen.header("last-event-id") == Some("e1"))
+        .count()
+}
+
+#[tokio::test]
+async fn a_stream_that_its_server_lets_go_is_taken_up_again() {
+    let waffles = Seeded::start().await;
+    polled(&waffles);
+    let mut sse = Sse::open(&waffles, DEMO, &waffles.key).await;
+    sse.send(&initialize("2024-11-05")).await;
+    sse.message(|message| message["id"] == 0).await;
+    sse.send(&request(7, "later")).await;
+    let answer = sse.message(|message| message["id"] == 7).await;
+    assert!(answer["result"]["content"].is_array(), "{answer}");
+    assert_eq!(sse.heard.len(), 1, "what came before the answer came as well");
+    assert_eq!(resumed(&waffles), 1);
+    let client = batching(&waffles).await;
+    let answer = client.post(json!([request(7, "later"), request(8, "echo")]).to_string()).await.unwrap();
+    let mut ids: Vec<_> = answer.messages().iter().filter_map(|message| message["id"].as_i64()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, [7, 8], "{}", answer.text());
+    assert_eq!(resumed(&waffles), 2);
+    assert!(!answer.text().contains("id: e"), "a stream of several has no event ids");
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_taken_up_ends_with_an_answer() {
+    let waffles = Seeded::start().await;
+    waffles.upstream.on_tool("later", stream_of("id: e1\nretry: 20\ndata: \n\n"));
+    waffles.upstream.on_get(json_of(405, ""));
+    let mut sse = Sse::start(&waffles, DEMO, &waffles.key).await;
+    sse.send(&request(7, "later")).await;
+    let answer = sse.message(|message| message["id"] == 7).await;
+    assert_eq!(answer["error"]["data"]["reason"], "upstream_broke_off");
+    assert!((1..=5).contains(&resumed(&waffles)), "{} times", resumed(&waffles));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_its_batch_is_noticed() {
+    let waffles = Seeded::start().await;
+    waffles.upstream.on_tool("quiet", Behaviour::SilentStream);
+    let client = batching(&waffles).await;
+    let batch = json!([request(1, "quiet"), request(2, "quiet")]).to_string();
+    let stream = client.post_stream(batch).await.unwrap();
+    waffles.upstream.arrived("tools/call", 2).await;
+    drop(stream);
+    until("both streams are given up", PATIENCE, || async { waffles.upstream.abandoned() == 2 }).await;
+    until("both are recorded", PATIENCE, || async { waffles.records_of("mcp.tools/call").len() == 2 }).await;
+    assert!(waffles.upstream.seen_of("notifications/cancelled").is_empty());
+}
+
+#[tokio::test]
+async fn one_principal_holds_so_many_sessions_and_no_more() {
+    let mut bob = String::new();
+    let waffles = Seeded::and(|seed, _| {
+        let id = seed.principal("bob", "user");
+        bob = seed.key(id, KeyLimits::default());
+    })
+    .await;
+    let door = at(&waffles, "/mcp/servers/demo/sse").with_bearer(&waffles.key);
+    let mut held = Vec::new();
+    for _ in 0..1000 {
+        held.push(door.get_stream().await.unwrap());
+    }
+    let refused = door.get_stream().await.unwrap();
+    assert_eq!(refused.status, 429);
+    assert_eq!(door.clone().with_bearer(&bob).get_stream().await.unwrap().status, 200);
+    assert!(waffles.proxy.metrics().await.contains("waffles_open_streams 100"));
+    held.clear();
+    until("there is room again", PATIENCE, || async { door.get_stream().await.unwrap().status == 200 }).await;
+    until("nothing is left of them", PATIENCE, || async {
+        waffles.proxy.metrics().await.contains("waffles_open_streams 0")
+    })
+    .await;
+    assert!(waffles.upstream.seen().is_empty(), "a server hears of none of it");
 }

@@ -185,13 +185,18 @@ async fn told(call: Call, response: Response<Body>) -> Response<Body> {
         Some((_, Some(error))) => Problem::of(call, status, &error),
         _ => Problem::from(&Reject::upstream(UpstreamFault::BadAnswer, true)),
     };
-    let mut response = plain(problem.status, "application/problem+json", problem.document());
+    let mut response = problem.response();
     for name in TOLD {
         if let Some(value) = headers.get(&name) {
             response.headers_mut().insert(name, value.clone());
         }
     }
     response
+}
+
+/// What a request is told that comes to none of the calls.
+pub fn refusal(reject: &Reject) -> Response<Body> {
+    Problem::from(reject).response()
 }
 
 /// The bare result, where it is one.
@@ -250,7 +255,7 @@ impl Problem {
         Self { status: StatusCode::CONFLICT, detail, code: code::INVALID_REQUEST, reason, request_id: None }
     }
 
-    fn document(&self) -> Bytes {
+    fn response(&self) -> Response<Body> {
         let mut document = json!({
             "type": "about:blank",
             "title": self.status.canonical_reason().unwrap_or_default(),
@@ -262,7 +267,7 @@ impl Problem {
         if let (Value::Object(document), Some(request_id)) = (&mut document, &self.request_id) {
             document.insert("request_id".into(), json!(request_id));
         }
-        document.to_string().into()
+        plain(self.status, "application/problem+json", document.to_string().into())
     }
 }
 

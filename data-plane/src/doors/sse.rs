@@ -22,7 +22,7 @@ use waffles_mcp::{Kind, Limits, Message, Method};
 use waffles_runtime::task;
 
 pub use self::session::Sessions;
-use self::session::{Delivery, Ended, Said, Seat, Session};
+use self::session::{Delivery, Ended, Said, Session};
 use super::messages::{Messages, is_stream};
 use super::{Caller, KEEP_ALIVE_EVERY, Visit, event_stream, of_session};
 use crate::flow::Open;
@@ -83,8 +83,11 @@ pub async fn post(
     match take(&mut visit, sessions, &mut body).await {
         Ok(delivery) => {
             visit.pass();
-            let sessions = Arc::clone(sessions);
-            task::spawn("message of an HTTP+SSE session", deliver(delivery, sessions));
+            let (sessions, hold) = (Arc::clone(sessions), gateway.drain.hold());
+            task::spawn("message of an HTTP+SSE session", async move {
+                deliver(delivery, sessions).await;
+                drop(hold);
+            });
             let mut response = Response::new(Body::Empty);
             *response.status_mut() = StatusCode::ACCEPTED;
             response
@@ -124,8 +127,7 @@ async fn take(visit: &mut Visit<'_>, sessions: &Sessions, body: &mut Incoming) -
 /// Serves one message of a session and puts on its stream what is said back. A client that goes away takes nothing back:
 /// the message is served all the same, and nobody is told.
 async fn deliver(delivery: Delivery, sessions: Arc<Sessions>) {
-    let Delivery { session, message, caller, seat, turn, holds } = delivery;
-    let (_seat, _hold): (Seat, _) = (seat, caller.gateway.drain.hold());
+    let Delivery { session, message, caller, seat: _seat, turn, holds } = delivery;
     // Messages behind `notifications/initialized` wait until the server has it.
     turn.cancelled().await;
     let method = message.method().map(Method::parse);
@@ -283,9 +285,11 @@ impl Drop for Reader {
         if tokio::runtime::Handle::try_current().is_ok() {
             let session = Arc::clone(&self.session);
             let caller = session.caller();
+            // Held from now on: when the connection is gone, the process may end.
+            let hold = caller.gateway.drain.hold();
             task::spawn("end of an HTTP+SSE session", async move {
-                let _hold = caller.gateway.drain.hold();
                 close(&session, &caller).await;
+                drop(hold);
             });
         }
     }

@@ -84,15 +84,13 @@ pub(super) struct Delivery {
     pub(super) session: Arc<Session>,
     pub(super) message: Message,
     pub(super) caller: Caller,
-    pub(super) seat: Seat,
+    /// Its place among those under way.
+    pub(super) seat: OwnedSemaphorePermit,
     /// Cancelled when it may be served.
     pub(super) turn: CancellationToken,
     /// Lets those behind it go, when it is dropped.
     pub(super) holds: Option<DropGuard>,
 }
-
-/// A message's place among those under way.
-pub(super) type Seat = OwnedSemaphorePermit;
 
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,7 +241,9 @@ impl Session {
 
     /// Another one has begun, or none; gives back the one before.
     pub(super) fn begin(&self, inner: Option<HeaderValue>) -> Option<HeaderValue> {
-        std::mem::replace(&mut self.state.lock().inner, inner)
+        let mut state = self.state.lock();
+        state.listens = false;
+        std::mem::replace(&mut state.inner, inner)
     }
 
     /// Whether the server's own stream is still to be opened.
