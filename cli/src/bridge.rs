@@ -60,8 +60,9 @@ enum Turned {
     /// There are as many programs as may be.
     #[error("as many programs run as may be (--max-children)")]
     Full,
-    /// It cannot be started, or did not answer `initialize`.
-    #[error("the program does not start: {0}")]
+    /// It cannot be started, or did not answer `initialize`. Why is said in the log only: callers need not know what
+    /// runs here.
+    #[error("the program does not start; the log of `wafflectl run` says why")]
     NotStarted(String),
     /// It runs, and does not take the message.
     #[error(transparent)]

@@ -2,6 +2,7 @@
 //! runs. This command is the only way by which Waffles starts a program, and whoever gives it starts it.
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ pub(crate) async fn run(global: &Global, args: RunArgs) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let filter = EnvFilter::new("warn,wafflectl=info");
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    log.try_init().map_err(|error| anyhow::anyhow!(error))?;
+    log.with_ansi(std::io::stderr().is_terminal()).try_init().map_err(|error| anyhow::anyhow!(error))?;
     let (bridge, listener, registration) = tokio::select! {
         started = start(global, &args) => started?,
         () = signals.next() => return Ok(()),

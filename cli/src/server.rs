@@ -14,6 +14,7 @@ use waffles_proto::registry::v1::{
 use crate::args::Global;
 use crate::client::Client;
 use crate::failure::Failure;
+use crate::import::{self, ImportArgs};
 use crate::login::{read_secret, secret_env};
 use crate::moment;
 use crate::output::shape::{Server, Tool};
@@ -86,6 +87,9 @@ pub(crate) enum ServerCommand {
         /// Its name.
         name: String,
     },
+    /// Take over what Claude Desktop, VS Code or Cursor is configured with: servers with an address are
+    /// registered, programs are noted for `up` and `run`.
+    Import(ImportArgs),
     /// List the tools that a server offers you, asked through the data plane.
     Tools {
         /// Its name.
@@ -310,6 +314,9 @@ pub(crate) async fn run(global: &Global, command: ServerCommand) -> anyhow::Resu
     if let ServerCommand::Tools { name, era } = command {
         return tools(global, &name, era).await;
     }
+    if let ServerCommand::Import(args) = command {
+        return import::run(global, args).await;
+    }
     let client = Client::open(global).await?;
     let mut registry = client.registry();
     let server = match command {
@@ -364,7 +371,7 @@ pub(crate) async fn run(global: &Global, command: ServerCommand) -> anyhow::Resu
             note(&format!("Server {name} is retired."));
             return Ok(());
         }
-        ServerCommand::Tools { .. } => return Ok(()),
+        ServerCommand::Tools { .. } | ServerCommand::Import(_) => return Ok(()),
     };
     print(global.output, &Server::from(server.unwrap_or_default()))
 }

@@ -22,10 +22,12 @@ use crate::output::shape::{Admin, AdminPorts, Up};
 use crate::output::{Shape, line, print, print_one};
 use child::{Child, Program};
 use first::{ADMIN, Credential};
+use stdio::Runs;
 
 pub(crate) mod child;
 pub(crate) mod demo;
 mod first;
+mod stdio;
 
 /// The context that `up` writes.
 const CONTEXT: &str = "local";
@@ -155,11 +157,12 @@ impl Home {
     }
 }
 
-/// The two programs, as far as they have been started.
+/// The two programs, as far as they have been started, and the imported ones.
 #[derive(Default)]
 struct Planes {
     control: Option<Child>,
     data: Option<Child>,
+    runs: Runs,
 }
 
 impl Planes {
@@ -181,6 +184,8 @@ impl Planes {
         if let Some(data) = &mut self.data {
             data.stop(DATA_PLANE_GRACE + STOP_MARGIN).await;
         }
+        // They answer calls until the data plane has drained, and leave the registry while there is one.
+        self.runs.stop().await;
         if let Some(control) = &mut self.control {
             control.stop(CONTROL_PLANE_GRACE + STOP_MARGIN).await;
         }
@@ -190,6 +195,7 @@ impl Planes {
         for child in [&mut self.data, &mut self.control].into_iter().flatten() {
             child.kill().await;
         }
+        self.runs.kill().await;
     }
 }
 
@@ -228,6 +234,7 @@ impl Starter<'_> {
         ] {
             must_be_free(flag, addr).await?;
         }
+        let imported = crate::stdio::load(&crate::stdio::path(&self.store()))?;
         let control_path = child::find("waffles-control-plane")?;
         let data_path = child::find("waffles-data-plane")?;
         let control = planes.control.insert(self.control_plane(&control_path).start()?);
@@ -248,6 +255,7 @@ impl Starter<'_> {
             admin: Admin { email: ADMIN.to_owned(), password: None },
             api_key: None,
             context: self.store().path().display().to_string(),
+            stdio: Vec::new(),
         };
         if credential.is_new {
             up.admin.email.clone_from(&credential.email);
@@ -270,7 +278,31 @@ impl Starter<'_> {
             ready = ready => ready?,
             error = planes.died() => return Err(error),
         }
+        for name in imported.servers.keys() {
+            planes.runs.add(name, self.stdio_program(name)?);
+        }
+        up.stdio = planes.runs.started().await;
         Ok(up)
+    }
+
+    /// How an imported program is run. Its name is all that the command line shows of it.
+    fn stdio_program(&self, name: &str) -> anyhow::Result<impl Fn() -> Program + Send + 'static> {
+        let path = child::own().context("cannot find wafflectl itself")?;
+        let mut args = flags([
+            ("--config", self.store().path().into()),
+            ("--context", self.context_name().into()),
+            ("--output", "json".into()),
+        ]);
+        args.extend(["run".into(), name.into()]);
+        let log = self.home.log(&format!("stdio-{name}"));
+        let label = format!("stdio program {name}");
+        Ok(move || Program {
+            name: label.clone(),
+            path: path.clone(),
+            args: args.clone(),
+            secrets: vec![("WAFFLES_DATABASE_URL", None), ("WAFFLES_REDIS_URL", None)],
+            log: log.clone(),
+        })
     }
 
     fn control_plane(&self, path: &Path) -> Program {
@@ -291,7 +323,7 @@ impl Starter<'_> {
     /// The control plane's program with what each of its commands needs.
     fn control_plane_program(&self, path: &Path) -> Program {
         Program {
-            name: "the control plane",
+            name: "the control plane".to_owned(),
             path: path.to_owned(),
             args: flags([("--data-dir", self.home.path.clone().into())]),
             secrets: vec![
@@ -315,7 +347,7 @@ impl Starter<'_> {
         // On one machine the servers are where a gateway elsewhere must not reach: on loopback.
         arguments.extend(["--allow-private-upstreams=true".into(), "--announce".into()]);
         Program {
-            name: "the data plane",
+            name: "the data plane".to_owned(),
             path,
             args: arguments,
             secrets: vec![("WAFFLES_DATABASE_URL", None), ("WAFFLES_REDIS_URL", None)],
@@ -379,6 +411,9 @@ impl Starter<'_> {
 
     fn welcome(&self, up: &Up) -> String {
         let mut text = format!("Waffles is ready.\n\n{}", indented(&up.text()));
+        if !up.stdio.is_empty() {
+            text.push_str(&format!("\n\n{}", indented(&up.stdio.text())));
+        }
         let logs = self.home.path.join("logs");
         text.push_str(&format!("\n\n  Logs are in {}.", logs.display()));
         if up.api_key.is_some() {

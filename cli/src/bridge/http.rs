@@ -199,6 +199,8 @@ impl Bridge {
         match message.kind() {
             Kind::Request => match line.ask(message).await {
                 Ok(answers) => first_words(answers, true).await,
+                // It has ended in this moment, and a later request starts it again; nothing is gone for the client.
+                Err(Refused::Ended) => turned_away(id.as_deref(), &Turned::Resting(Duration::ZERO)),
                 Err(refused) => turned_away(id.as_deref(), &refused.into()),
             },
             // The stateless revision has none that this transport carries, and ids in it would not be the program's.
@@ -294,7 +296,8 @@ fn turned_away(id: Option<&str>, turned: &Turned) -> Reply {
         }
     };
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        tracing::warn!(reason = %turned, "a message was turned away");
+        let detail = if let Turned::NotStarted(detail) = turned { detail } else { "" };
+        tracing::warn!(reason = %turned, detail, "a message was turned away");
     }
     let mut reply = refusal(status, id, code, &format!("This is not possible now: {turned}."));
     if let Turned::Resting(wait) = turned {

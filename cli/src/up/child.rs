@@ -49,7 +49,7 @@ pub(crate) fn find(program: &str) -> anyhow::Result<PathBuf> {
 /// What is run, and where its log goes.
 pub(crate) struct Program {
     /// The name in messages.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// The file.
     pub(crate) path: PathBuf,
     /// Its arguments.
@@ -81,7 +81,7 @@ impl Program {
         let output = tokio::time::timeout(START_LIMIT, command.output()).await;
         let output = output.with_context(|| format!("{} did not end", self.name))??;
         if !output.status.success() {
-            return Err(ended(self.name, output.status, &Log { path: self.log, start }).into());
+            return Err(ended(&self.name, output.status, &Log { path: self.log, start }).into());
         }
         String::from_utf8(output.stdout).with_context(|| format!("{} printed no text", self.name))
     }
@@ -98,14 +98,25 @@ impl Program {
     }
 }
 
+/// This program itself. On Linux by the kernel's own link, which still works when an upgrade has replaced the file.
+pub(crate) fn own() -> std::io::Result<PathBuf> {
+    let link = Path::new("/proc/self/exe");
+    if link.exists() { Ok(link.to_owned()) } else { std::env::current_exe() }
+}
+
 /// On Linux a program is started by way of this one (`become_program`), so that it ends with it, however
 /// that happens.
 pub(crate) fn tied(program: &OsStr, args: &[OsString]) -> Command {
-    match std::env::current_exe() {
+    match own() {
         // The executable of a unit test is another one.
         Ok(own) if cfg!(all(target_os = "linux", not(test))) => {
             let mut command = Command::new(own);
-            command.arg("child").arg(std::process::id().to_string()).arg(program).args(args);
+            command
+                .arg0("wafflectl")
+                .arg("child")
+                .arg(std::process::id().to_string())
+                .arg(program)
+                .args(args);
             command
         }
         _ => {
@@ -134,7 +145,7 @@ pub(crate) fn become_program(parent: i32, program: &[OsString]) -> anyhow::Resul
 /// A running program.
 pub(crate) struct Child {
     /// The name in messages.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     log: Log,
     process: tokio::process::Child,
     // Kept to the end: a program whose standard output is closed could stumble over it.
@@ -168,10 +179,17 @@ impl Child {
         }
     }
 
+    /// The first line that it prints, however long it takes; none where it ends without one.
+    pub(crate) async fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let read = self.stdout.as_mut()?.take(LINE_LIMIT).read_line(&mut line).await;
+        read.ok().filter(|count| *count > 0).map(|_| line)
+    }
+
     /// Waits until the program ends, which it should not, and says why.
     pub(crate) async fn died(&mut self) -> anyhow::Error {
         match self.process.wait().await {
-            Ok(status) => ended(self.name, status, &self.log).into(),
+            Ok(status) => ended(&self.name, status, &self.log).into(),
             Err(error) => anyhow::Error::new(error).context(format!("cannot watch {}", self.name)),
         }
     }
