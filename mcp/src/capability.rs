@@ -3,48 +3,77 @@
 
 use bytes::Bytes;
 
-use crate::edit::{get, members};
-use crate::scan::Json;
+use crate::edit::{Writer, find, get, get_object, get_text};
+use crate::era::Revision;
+use crate::message::Method;
 
 /// Whether a client that declared these capabilities may be asked this [2026-07-28 basic/patterns/mrtr].
 pub fn allows(capabilities: &[u8], method: &str, params: &[u8]) -> bool {
-    match method {
-        "roots/list" => get(capabilities, "roots").is_some(),
-        "sampling/createMessage" => get(capabilities, "sampling").is_some_and(|sampling| {
-            let has_tools = get(params, "tools").is_some() || get(params, "toolChoice").is_some();
-            !has_tools || get(&sampling, "tools").is_some()
+    match Method::parse(method) {
+        Method::RootsList => get_object(capabilities, "roots").is_some(),
+        Method::SamplingCreateMessage => get_object(capabilities, "sampling").is_some_and(|sampling| {
+            let has_tools = find(params, "tools").is_some() || find(params, "toolChoice").is_some();
+            !has_tools || get_object(sampling, "tools").is_some()
         }),
-        "elicitation/create" => get(capabilities, "elicitation").is_some_and(|elicitation| {
-            let url = get(params, "mode").as_deref() == Some(br#""url""#);
-            let (form, by_url) = (get(&elicitation, "form").is_some(), get(&elicitation, "url").is_some());
-            // An empty object means forms [2025-11-25 client/elicitation#capabilities].
-            if url { by_url } else { form || !by_url }
+        Method::ElicitationCreate => get_object(capabilities, "elicitation").is_some_and(|elicitation| {
+            let modes = Modes::of(elicitation);
+            if get_text(params, "mode").as_deref() == Some("url") { modes.url } else { modes.form }
         }),
         _ => false,
+    }
+}
+
+/// How a person can be asked.
+#[derive(Debug, Clone, Copy)]
+struct Modes {
+    form: bool,
+    url: bool,
+}
+
+impl Modes {
+    /// A capability that names no mode means forms [2025-11-25 client/elicitation#capabilities].
+    fn of(elicitation: &[u8]) -> Self {
+        let (form, url) =
+            (get_object(elicitation, "form").is_some(), get_object(elicitation, "url").is_some());
+        Self { form: form || !url, url }
     }
 }
 
 /// The capabilities that a server of an older revision is told of, in one form whatever the client's: the known ones, in
 /// order. Equal texts mean equal capabilities.
 pub fn normalise(capabilities: &[u8]) -> Bytes {
-    let mut parts = Vec::new();
-    if let Some(elicitation) = get(capabilities, "elicitation") {
-        parts.push(format!(r#""elicitation":{}"#, named(&elicitation, &["form", "url"])));
-    }
-    if let Some(roots) = get(capabilities, "roots") {
-        let changed = get(&roots, "listChanged").as_deref() == Some(b"true");
-        parts.push(format!(r#""roots":{}"#, if changed { r#"{"listChanged":true}"# } else { "{}" }));
-    }
-    if let Some(sampling) = get(capabilities, "sampling") {
-        parts.push(format!(r#""sampling":{}"#, named(&sampling, &["context", "tools"])));
-    }
-    format!("{{{}}}", parts.join(",")).into()
+    for_revision(capabilities, Revision::LATEST_LEGACY)
 }
 
-fn named(object: &[u8], keys: &[&str]) -> String {
-    let there: Vec<_> =
-        keys.iter().filter(|key| get(object, key).is_some()).map(|key| format!(r#""{key}":{{}}"#)).collect();
-    format!("{{{}}}", there.join(","))
+/// As [`normalise`], with what a revision knows alone: nobody is asked in a mode that the server's revision does not have.
+pub fn for_revision(capabilities: &[u8], revision: Revision) -> Bytes {
+    let details = revision >= Revision::V2025_11_25;
+    let mut known = Writer::new(128);
+    if let Some(elicitation) = get_object(capabilities, "elicitation") {
+        // Forms alone are `{}`, which all revisions read so, and strict readers of 2025-06-18 too.
+        let (modes, form, url) = (Modes::of(elicitation), &br#"{"form":{},"url":{}}"#[..], br#"{"url":{}}"#);
+        match (modes.form, modes.url && details) {
+            _ if revision < Revision::V2025_06_18 => {}
+            (true, false) => known.put("elicitation", b"{}"),
+            (true, true) => known.put("elicitation", form),
+            (false, true) => known.put("elicitation", url),
+            (false, false) => {}
+        }
+    }
+    if let Some(roots) = get_object(capabilities, "roots") {
+        let changed = get(roots, "listChanged") == Some(b"true");
+        known.put("roots", if changed { br#"{"listChanged":true}"# } else { b"{}" });
+    }
+    if let Some(sampling) = get_object(capabilities, "sampling") {
+        let mut parts = Writer::new(32);
+        for part in ["context", "tools"] {
+            if details && get_object(sampling, part).is_some() {
+                parts.put(part, b"{}");
+            }
+        }
+        known.put("sampling", &parts.end());
+    }
+    known.end().into()
 }
 
 /// What a server can do.
@@ -64,20 +93,14 @@ pub struct Capabilities {
 impl Capabilities {
     /// Reads a server's capabilities.
     pub fn parse(capabilities: &[u8]) -> Self {
-        let flag = |part: &Option<Bytes>, key: &str| {
-            part.as_ref().and_then(|part| get(part, key)).as_deref() == Some(b"true")
-        };
-        let object = |key: &str| {
-            let member = members(capabilities).ok()?.into_iter().find(|member| member.key == key)?;
-            (member.json == Json::Object)
-                .then(|| Bytes::copy_from_slice(capabilities.get(member.value).unwrap_or_default()))
-        };
+        let flag = |part: Option<&[u8]>, key: &str| part.and_then(|part| get(part, key)) == Some(b"true");
+        let object = |key: &str| get_object(capabilities, key);
         let (tools, prompts, resources) = (object("tools"), object("prompts"), object("resources"));
         Self {
-            tools_list_changed: flag(&tools, "listChanged"),
-            prompts_list_changed: flag(&prompts, "listChanged"),
-            resources_subscribe: flag(&resources, "subscribe"),
-            resources_list_changed: flag(&resources, "listChanged"),
+            tools_list_changed: flag(tools, "listChanged"),
+            prompts_list_changed: flag(prompts, "listChanged"),
+            resources_subscribe: flag(resources, "subscribe"),
+            resources_list_changed: flag(resources, "listChanged"),
             tools: tools.is_some(),
             prompts: prompts.is_some(),
             resources: resources.is_some(),
@@ -109,29 +132,34 @@ impl Capabilities {
 
     /// As a server states them; both eras have one form.
     pub fn to_json(self) -> Bytes {
-        let mut parts = Vec::new();
         let object = |flags: &[(&str, bool)]| {
-            let set: Vec<_> =
-                flags.iter().filter(|(_, on)| *on).map(|(key, _)| format!(r#""{key}":true"#)).collect();
-            format!("{{{}}}", set.join(","))
+            let mut object = Writer::new(48);
+            for (key, _) in flags.iter().filter(|(_, on)| *on) {
+                object.put(key, b"true");
+            }
+            object.end()
         };
+        let mut all = Writer::new(256);
         if self.completions {
-            parts.push(r#""completions":{}"#.to_owned());
+            all.put("completions", b"{}");
         }
         if self.logging {
-            parts.push(r#""logging":{}"#.to_owned());
+            all.put("logging", b"{}");
         }
         if self.prompts {
-            parts.push(format!(r#""prompts":{}"#, object(&[("listChanged", self.prompts_list_changed)])));
+            all.put("prompts", &object(&[("listChanged", self.prompts_list_changed)]));
         }
         if self.resources {
             let flags =
                 [("listChanged", self.resources_list_changed), ("subscribe", self.resources_subscribe)];
-            parts.push(format!(r#""resources":{}"#, object(&flags)));
+            all.put("resources", &object(&flags));
         }
         if self.tools {
-            parts.push(format!(r#""tools":{}"#, object(&[("listChanged", self.tools_list_changed)])));
+            all.put("tools", &object(&[("listChanged", self.tools_list_changed)]));
         }
-        format!("{{{}}}", parts.join(",")).into()
+        all.end().into()
     }
 }
+
+#[cfg(test)]
+mod tests;

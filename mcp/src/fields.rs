@@ -1,6 +1,8 @@
 //! The fields of a message that a gateway reads, found during the one scan of the text and remembered as spans.
 //! Everything else is checked for having one reading, and passed over.
 
+use std::ops::Range;
+
 use crate::scan::{Fault, Json, Scanner, Span, folds_to};
 
 /// A field that the gateway reads or may replace.
@@ -145,7 +147,15 @@ impl Place {
 
 /// The fields that were there, in the order of the text; a message has few, so a list beats an array of all slots.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Fields(Vec<(Slot, Span)>);
+pub(crate) struct Fields(Vec<Field>);
+
+#[derive(Debug, Clone, Copy)]
+struct Field {
+    slot: Slot,
+    /// Where its key starts.
+    key: u32,
+    value: Span,
+}
 
 impl Fields {
     pub(crate) fn new() -> Self {
@@ -153,7 +163,13 @@ impl Fields {
     }
 
     pub(crate) fn get(&self, slot: Slot) -> Option<Span> {
-        self.0.iter().find(|(found, _)| *found == slot).map(|(_, span)| *span)
+        self.0.iter().find(|field| field.slot == slot).map(|field| field.value)
+    }
+
+    /// A field with its key, from the key's quote to the end of the value.
+    pub(crate) fn member(&self, slot: Slot) -> Option<Range<usize>> {
+        let field = self.0.iter().find(|field| field.slot == slot)?;
+        Some(field.key as usize..field.value.range().end)
     }
 
     /// Reads the envelope and everything below it. After a fault, what was read up to it stays.
@@ -183,14 +199,16 @@ impl Fields {
             };
             if *slot == Slot::Id && self.get(Slot::Id).is_some() {
                 // Neither id may be echoed: the caller could be waiting for the other one.
-                self.0.retain(|(slot, _)| *slot != Slot::Id);
+                self.0.retain(|field| field.slot != Slot::Id);
                 return Err(Fault::DuplicateKey);
             }
-            let span = match below {
+            // The scan refuses texts whose offsets do not fit.
+            let key = scanner.key_at() as u32;
+            let value = match below {
                 Some(place) if scanner.peek() == Some(b'{') => self.read_object(scanner, *place)?,
                 _ => scanner.value()?,
             };
-            self.0.push((*slot, span));
+            self.0.push(Field { slot: *slot, key, value });
             Ok(())
         })
     }

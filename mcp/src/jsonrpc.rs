@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
+use std::ops::Range;
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -254,6 +255,11 @@ impl Message {
 
     pub(crate) fn field(&self, slot: Slot) -> Option<Span> {
         self.fields.get(slot)
+    }
+
+    /// A known field with its key, from the key's quote to the end of the value.
+    pub(crate) fn member(&self, slot: Slot) -> Option<Range<usize>> {
+        self.fields.member(slot)
     }
 
     pub(crate) fn field_is(&self, slot: Slot, json: Json) -> bool {

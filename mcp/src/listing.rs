@@ -35,16 +35,16 @@ pub fn entries(result: &bytes::Bytes, key: &str) -> Result<(Vec<Kept>, Option<St
         Some(Kept { name, raw: result.slice(entry.item.range()) })
     };
     let kept = list.entries.iter().filter_map(kept).collect();
-    Ok((kept, crate::edit::get_text(result, "nextCursor")))
+    let next = list.next_cursor.and_then(|cursor| cursor.text(result)).map(std::borrow::Cow::into_owned);
+    Ok((kept, next))
 }
 
 /// An entry under another name; `field` is `name`, `uri` or `uriTemplate`.
 pub fn renamed(raw: &[u8], field: &str, name: &str) -> bytes::Bytes {
-    use crate::edit::{Fate, edit};
-    let edited = edit(raw, &[], |key, _, _| {
-        Ok(if key == field { Fate::Become(json_string(name).into_bytes()) } else { Fate::Keep })
-    });
-    edited.map_or_else(|_| bytes::Bytes::copy_from_slice(raw), bytes::Bytes::from)
+    let Some(span) = crate::edit::find(raw, field) else { return bytes::Bytes::copy_from_slice(raw) };
+    let mut patch = crate::edit::Patch::default();
+    patch.replace(span.range(), json_string(name).into_bytes());
+    patch.apply(raw)
 }
 
 /// The bytes of a list's result.
@@ -53,20 +53,24 @@ pub fn list_result<'a>(
     entries: impl IntoIterator<Item = &'a bytes::Bytes>,
     next_cursor: Option<&str>,
 ) -> bytes::Bytes {
-    let mut array = vec![b'['];
+    let mut out = Vec::with_capacity(1024);
+    out.push(b'{');
+    out.extend_from_slice(json_string(key).as_bytes());
+    out.extend_from_slice(b":[");
+    let empty = out.len();
     for entry in entries {
-        if array.len() > 1 {
-            array.push(b',');
+        if out.len() > empty {
+            out.push(b',');
         }
-        array.extend_from_slice(entry);
+        out.extend_from_slice(entry);
     }
-    array.push(b']');
-    let mut result = crate::edit::Writer::new(array.len() + 64);
-    result.put(key, &array);
+    out.push(b']');
     if let Some(cursor) = next_cursor {
-        result.put("nextCursor", json_string(cursor).as_bytes());
+        out.extend_from_slice(b",\"nextCursor\":");
+        out.extend_from_slice(json_string(cursor).as_bytes());
     }
-    result.end().into()
+    out.push(b'}');
+    out.into()
 }
 
 /// What becomes of an entry.
@@ -176,6 +180,7 @@ struct List {
     array: Option<Span>,
     entries: Vec<Entry>,
     cache_scope: Option<Span>,
+    next_cursor: Option<Span>,
 }
 
 fn read(result: &[u8], key: &str) -> Result<List, ParseError> {
@@ -187,7 +192,7 @@ fn read(result: &[u8], key: &str) -> Result<List, ParseError> {
     };
     let mut scanner = Scanner::new(result, Limits::TRUSTED).map_err(|fault| ParseError::new(fault, 0))?;
     let mut entries = Vec::new();
-    let (mut array, mut cache_scope) = (None, None);
+    let (mut array, mut cache_scope, mut next_cursor) = (None, None, None);
     let scanned = scanner.object(|scanner, field| {
         if field == key.as_bytes() {
             if scanner.peek() != Some(b'[') {
@@ -211,14 +216,16 @@ fn read(result: &[u8], key: &str) -> Result<List, ParseError> {
             return Ok(());
         }
         let value = scanner.value()?;
-        if field == b"cacheScope" {
-            cache_scope = Some(value);
+        match field {
+            b"cacheScope" => cache_scope = Some(value),
+            b"nextCursor" => next_cursor = Some(value),
+            _ => {}
         }
         Ok(())
     });
     let object = scanned.and_then(|object| scanner.finish().map(|()| object));
     let object = object.map_err(|fault| ParseError::new(fault, scanner.pos()))?;
-    Ok(List { object, array, entries, cache_scope })
+    Ok(List { object, array, entries, cache_scope, next_cursor })
 }
 
 fn splice(text: &[u8], mut edits: Vec<(Range<usize>, Vec<u8>)>) -> Vec<u8> {

@@ -24,10 +24,9 @@ pub enum Public<'a> {
     Bare(&'a str),
 }
 
-/// The name under which a federated door shows a server's.
+/// The name under which a federated door shows a server's. `server` is a DNS label.
 pub fn join(server: &str, name: &str) -> String {
-    let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
-    if plain && !name.is_empty() && server.len() + BETWEEN.len() + name.len() <= MAX_NAME {
+    if is_plain(name) && server.len() + BETWEEN.len() + name.len() <= MAX_NAME {
         return format!("{server}{BETWEEN}{name}");
     }
     let head: String = server.chars().take(HEAD).collect();
@@ -40,26 +39,40 @@ pub fn join(server: &str, name: &str) -> String {
     format!("{head}{SHORT}{readable}-{}", hash(server, name))
 }
 
-/// Reads a name at a federated door.
+/// Reads a name at a federated door. What it finds need not be there, nor be what [`join`] would write.
 pub fn split(public: &str) -> Public<'_> {
-    let Some((server, rest)) = public.split_once('_').filter(|(server, _)| is_label(server)) else {
+    let Some((server, rest)) = public.split_once('_').filter(|(server, _)| is_server(server)) else {
         return Public::Bare(public);
     };
     match rest.strip_prefix('_') {
         Some(name) if !name.is_empty() => Public::Exact { server, name },
-        None if rest.starts_with('-') && rest.len() > HASH => Public::Short { text: public },
+        None if server.len() <= HEAD && is_short_rest(rest) => Public::Short { text: public },
         _ => Public::Bare(public),
     }
 }
 
 /// Whether a short form is that of this server and name.
 pub fn is_short_of(public: &str, server: &str, name: &str) -> bool {
-    join(server, name) == public
+    matches!(split(public), Public::Short { .. })
+        && public.split('_').next().is_some_and(|head| server.starts_with(head))
+        && join(server, name) == public
 }
 
-fn is_label(text: &str) -> bool {
+/// Whether a text can be the name of a server: a DNS label.
+pub(crate) fn is_server(text: &str) -> bool {
     !text.is_empty()
+        && text.len() <= 63
         && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+}
+
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+}
+
+/// What follows the first `_` of a short form: `-`, something readable, `-` and the hash.
+fn is_short_rest(rest: &str) -> bool {
+    let Some((readable, hash)) = rest.rsplit_once('-') else { return false };
+    readable.starts_with('-') && hash.len() == HASH && hash.bytes().all(|byte| ALPHABET.contains(&byte))
 }
 
 /// 80 bits of the hash of both parts.
@@ -73,3 +86,6 @@ fn hash(server: &str, name: &str) -> String {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

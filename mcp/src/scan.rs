@@ -62,6 +62,8 @@ pub(crate) struct Scanner<'a> {
     pos: usize,
     depth: u16,
     seen: u32,
+    /// Where the key that was read last starts.
+    key_at: usize,
     keys: Vec<Cow<'a, [u8]>>,
     limits: Limits,
 }
@@ -78,7 +80,8 @@ impl<'a> Scanner<'a> {
         if std::str::from_utf8(bytes).is_err() {
             return Err(Fault::InvalidUtf8);
         }
-        let mut scanner = Self { bytes, pos: 0, depth: 0, seen: 0, keys: Vec::with_capacity(24), limits };
+        let keys = Vec::with_capacity(24);
+        let mut scanner = Self { bytes, pos: 0, depth: 0, seen: 0, key_at: 0, keys, limits };
         scanner.blanks();
         Ok(scanner)
     }
@@ -89,6 +92,16 @@ impl<'a> Scanner<'a> {
 
     pub(crate) fn pos(&self) -> usize {
         self.pos
+    }
+
+    /// Where the key of the member starts whose value is to be read next, at its quote.
+    pub(crate) fn key_at(&self) -> usize {
+        self.key_at
+    }
+
+    /// The whole text.
+    pub(crate) fn text(&self) -> &'a [u8] {
+        self.bytes
     }
 
     /// Nothing but blanks may follow.
@@ -229,6 +242,7 @@ impl<'a> Scanner<'a> {
             return Err(Fault::TooManyKeys);
         }
         let start = self.pos;
+        self.key_at = start;
         match self.peek() {
             Some(b'"') => {}
             Some(0) => return Err(Fault::Nul),

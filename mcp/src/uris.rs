@@ -4,9 +4,11 @@
 
 use bytes::Bytes;
 
-use crate::edit::{Fate, edit, edit_elements, get_text};
+use crate::edit::{Patch, read};
 use crate::jsonrpc::{ParseError, json_string};
 use crate::message::Method;
+use crate::names::is_server;
+use crate::scan::{Fault, Scanner, Span};
 
 const MARK: &str = "wfl+";
 
@@ -18,7 +20,7 @@ pub fn wrap(server: &str, uri: &str) -> String {
 /// The server and its own URI; none for a URI that is not wrapped.
 pub fn unwrap(uri: &str) -> Option<(&str, &str)> {
     let (server, uri) = uri.strip_prefix(MARK)?.split_once('+')?;
-    (!server.is_empty()).then_some((server, uri))
+    is_server(server).then_some((server, uri))
 }
 
 /// Whether a URI is for the client itself to fetch, and so is not wrapped.
@@ -33,63 +35,102 @@ pub fn map_uris(
     result: &[u8],
     map: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Option<Bytes>, ParseError> {
-    let key = match method {
-        Method::ToolsCall => "content",
-        Method::PromptsGet => "messages",
-        Method::ResourcesRead => "contents",
+    let key: &[u8] = match method {
+        Method::ToolsCall => b"content",
+        Method::PromptsGet => b"messages",
+        Method::ResourcesRead => b"contents",
         _ => return Ok(None),
     };
-    let mut changed = false;
-    let edited = edit(result, &[], |name, value, _| {
-        if name != key {
-            return Ok(Fate::Keep);
+    let mut mapping = Mapping { patch: Patch::default(), map };
+    read(result, |scanner| {
+        if scanner.peek() != Some(b'{') {
+            return scanner.value().map(drop);
         }
-        let mapped = edit_elements(value, |element| match method {
-            Method::ToolsCall => block(element, map),
-            Method::PromptsGet => message(element, map),
-            _ => field(element, "uri", map),
-        })?;
-        changed |= mapped.is_some();
-        Ok(mapped.map_or(Fate::Keep, Fate::Become))
+        let object = scanner.object(|scanner, name| match scanner.peek() {
+            Some(b'[') if name == key => {
+                let list = scanner.array(|scanner| match (scanner.peek(), method) {
+                    (Some(b'{'), Method::ToolsCall) => mapping.block(scanner),
+                    (Some(b'{'), Method::PromptsGet) => mapping.message(scanner),
+                    (Some(b'{'), _) => mapping.contents(scanner),
+                    _ => scanner.value().map(drop),
+                });
+                list.map(drop)
+            }
+            _ => scanner.value().map(drop),
+        });
+        object.map(drop)
     })?;
-    Ok(changed.then(|| edited.into()))
+    Ok((!mapping.patch.is_empty()).then(|| mapping.patch.apply(result)))
 }
 
-/// The content of a prompt's message.
-fn message(text: &[u8], map: &dyn Fn(&str) -> Option<String>) -> Result<Option<Vec<u8>>, ParseError> {
-    inside(text, "content", |content| block(content, map))
+struct Mapping<'m> {
+    patch: Patch<'static>,
+    map: &'m dyn Fn(&str) -> Option<String>,
 }
 
-/// One block of content.
-fn block(text: &[u8], map: &dyn Fn(&str) -> Option<String>) -> Result<Option<Vec<u8>>, ParseError> {
-    match get_text(text, "type").as_deref() {
-        Some("resource_link") => field(text, "uri", map),
-        Some("resource") => inside(text, "resource", |resource| field(resource, "uri", map)),
-        _ => Ok(None),
+impl Mapping<'_> {
+    /// A message of a prompt: its content is a block.
+    fn message(&mut self, scanner: &mut Scanner<'_>) -> Result<(), Fault> {
+        let message = scanner.object(|scanner, key| match scanner.peek() {
+            Some(b'{') if key == b"content" => self.block(scanner),
+            _ => scanner.value().map(drop),
+        });
+        message.map(drop)
+    }
+
+    /// A block of content: a link has a URI, an embedded resource is an object that has one.
+    fn block(&mut self, scanner: &mut Scanner<'_>) -> Result<(), Fault> {
+        let text = scanner.text();
+        let (mut kind, mut link, mut embedded) = (None, None, None);
+        scanner.object(|scanner, key| {
+            match (key, scanner.peek()) {
+                (b"resource", Some(b'{')) => drop(scanner.object(|scanner, key| {
+                    let span = scanner.value()?;
+                    if key == b"uri" {
+                        embedded = Some(span);
+                    }
+                    Ok(())
+                })?),
+                _ => {
+                    let span = scanner.value()?;
+                    match key {
+                        b"type" => kind = span.text(text),
+                        b"uri" => link = Some(span),
+                        _ => {}
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        match kind.as_deref() {
+            Some("resource_link") => self.uri(link, text),
+            Some("resource") => self.uri(embedded, text),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Contents of a resource.
+    fn contents(&mut self, scanner: &mut Scanner<'_>) -> Result<(), Fault> {
+        let text = scanner.text();
+        let mut uri = None;
+        scanner.object(|scanner, key| {
+            let span = scanner.value()?;
+            if key == b"uri" {
+                uri = Some(span);
+            }
+            Ok(())
+        })?;
+        self.uri(uri, text);
+        Ok(())
+    }
+
+    fn uri(&mut self, span: Option<Span>, text: &[u8]) {
+        let Some(span) = span else { return };
+        let Some(new) = span.text(text).and_then(|uri| (self.map)(&uri)) else { return };
+        self.patch.replace(span.range(), json_string(&new).into_bytes());
     }
 }
 
-fn inside(
-    text: &[u8],
-    key: &str,
-    change: impl Fn(&[u8]) -> Result<Option<Vec<u8>>, ParseError>,
-) -> Result<Option<Vec<u8>>, ParseError> {
-    let mut changed = false;
-    let edited = edit(text, &[], |name, value, _| {
-        let new = if name == key { change(value)? } else { None };
-        changed |= new.is_some();
-        Ok(new.map_or(Fate::Keep, Fate::Become))
-    })?;
-    Ok(changed.then_some(edited))
-}
-
-fn field(
-    text: &[u8],
-    key: &str,
-    map: &dyn Fn(&str) -> Option<String>,
-) -> Result<Option<Vec<u8>>, ParseError> {
-    inside(text, key, |value| {
-        let uri: Option<String> = serde_json::from_slice(value).ok();
-        Ok(uri.and_then(|uri| map(&uri)).map(|uri| json_string(&uri).into_bytes()))
-    })
-}
+#[cfg(test)]
+mod tests;

@@ -2,13 +2,16 @@
 
 use bytes::Bytes;
 
-use super::Client;
-use crate::capability::Capabilities;
-use crate::edit::{Fate, Writer, edit, get, get_text};
+use super::request::{CAPABILITIES, INFO, VERSION};
+use super::{Client, META, SERVER_INFO, message, without};
+use crate::capability::{self, Capabilities};
+use crate::edit::{Writer, get, get_object, get_text};
 use crate::era::Revision;
 use crate::jsonrpc::{Fault, Id, ParseError, json_string};
+use crate::message::Method;
 
-const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
+/// For a peer that does not say who it is, where the revision wants to know.
+const UNKNOWN: &[u8] = br#"{"name":"unknown","version":"0"}"#;
 
 /// What a server says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,29 +31,26 @@ impl Described {
     pub fn from_initialize(result: &[u8]) -> Result<Self, ParseError> {
         let revision = get_text(result, "protocolVersion").and_then(|text| Revision::parse(&text));
         let revision = revision.ok_or_else(|| ParseError::new(Fault::NotAMessage, 0))?;
-        Ok(Self::of(result, revision, get(result, "serverInfo")))
+        Ok(Self::of(result, revision, get_object(result, "serverInfo")))
     }
 
     /// Reads the result of `server/discover`, which must name our stateless revision.
     pub fn from_discover(result: &[u8]) -> Result<Self, ParseError> {
         let revision = Revision::V2026_07_28;
         let listed: Option<Vec<String>> =
-            get(result, "supportedVersions").and_then(|versions| serde_json::from_slice(&versions).ok());
+            get(result, "supportedVersions").and_then(|versions| serde_json::from_slice(versions).ok());
         if !listed.is_some_and(|listed| listed.iter().any(|version| version == revision.as_str())) {
             return Err(ParseError::new(Fault::NotAMessage, 0));
         }
-        let info = get(result, "_meta").and_then(|meta| get(&meta, SERVER_INFO));
+        let info = get_object(result, META).and_then(|meta| get_object(meta, SERVER_INFO));
         Ok(Self::of(result, revision, info))
     }
 
-    fn of(result: &[u8], revision: Revision, info: Option<Bytes>) -> Self {
-        let object = |bytes: Bytes| bytes.starts_with(b"{").then_some(bytes);
+    fn of(result: &[u8], revision: Revision, info: Option<&[u8]>) -> Self {
         Self {
             revision,
-            capabilities: get(result, "capabilities")
-                .and_then(object)
-                .unwrap_or_else(|| Bytes::from_static(b"{}")),
-            info: info.and_then(object),
+            capabilities: Bytes::copy_from_slice(get_object(result, "capabilities").unwrap_or(b"{}")),
+            info: info.map(Bytes::copy_from_slice),
             instructions: get_text(result, "instructions"),
         }
     }
@@ -58,50 +58,40 @@ impl Described {
 
 /// `initialize` for a server of an older revision.
 pub fn initialize_request(id: &Id, client: &Client, revision: Revision) -> Bytes {
-    let mut params = Writer::new(256);
-    params.put("protocolVersion", json_string(revision.as_str()).as_bytes());
-    params.put("capabilities", &client.capabilities);
-    let unknown = Bytes::from_static(br#"{"name":"unknown","version":"0"}"#);
-    params.put("clientInfo", client.info.as_ref().unwrap_or(&unknown));
-    request(id, "initialize", &params.end())
+    let version = json_string(revision.as_str());
+    let params = Writer::of(&[
+        ("protocolVersion", version.as_bytes()),
+        ("capabilities", &capability::for_revision(&client.capabilities, revision)),
+        ("clientInfo", client.info.as_deref().unwrap_or(UNKNOWN)),
+    ]);
+    message(Some(id), Method::Initialize.as_str(), &params)
 }
 
 /// `server/discover` for a server of the stateless revision.
 pub fn discover_request(id: &Id, client: &Client) -> Bytes {
-    let mut meta = Writer::new(256);
     let version = json_string(Revision::V2026_07_28.as_str());
-    meta.put("io.modelcontextprotocol/protocolVersion", version.as_bytes());
-    meta.put("io.modelcontextprotocol/clientCapabilities", &client.capabilities);
+    let mut meta = Writer::new(256);
+    meta.put(VERSION, version.as_bytes());
+    meta.put(CAPABILITIES, &client.capabilities);
     if let Some(info) = &client.info {
-        meta.put("io.modelcontextprotocol/clientInfo", info);
+        meta.put(INFO, info);
     }
-    let mut params = Writer::new(256);
-    params.put("_meta", &meta.end());
-    request(id, "server/discover", &params.end())
+    message(Some(id), Method::ServerDiscover.as_str(), &Writer::of(&[(META, &meta.end())]))
 }
 
-fn request(id: &Id, method: &str, params: &[u8]) -> Bytes {
-    let mut message = Writer::new(params.len() + 96);
-    message.put("jsonrpc", b"\"2.0\"");
-    message.put("id", id.as_json().as_bytes());
-    message.put("method", json_string(method).as_bytes());
-    message.put("params", params);
-    message.end().into()
-}
-
-/// The result of `initialize` for a session client. Extensions are the stateless revision's own.
+/// The result of `initialize` for a session client. Extensions are the stateless revision's own, and the tasks of
+/// 2025-11-25 have no bridge.
 pub fn initialize_result(described: &Described, revision: Revision) -> Bytes {
+    let unknown: &[&str] = match revision {
+        Revision::V2024_11_05 => &["extensions", "tasks", "completions"],
+        _ => &["extensions", "tasks"],
+    };
     let mut result = Writer::new(512);
-    result.put("protocolVersion", json_string(revision.as_str()).as_bytes());
-    let mut capabilities = without(&described.capabilities, &["extensions", "tasks"]);
-    if revision == Revision::V2024_11_05 {
-        capabilities = without(&capabilities, &["completions"]);
-    }
-    result.put("capabilities", &capabilities);
-    let unknown = Bytes::from_static(br#"{"name":"unknown","version":"0"}"#);
-    result.put("serverInfo", described.info.as_ref().unwrap_or(&unknown));
+    result.put_text("protocolVersion", revision.as_str());
+    result.put("capabilities", &without(&described.capabilities, unknown));
+    result.put("serverInfo", described.info.as_deref().unwrap_or(UNKNOWN));
     if let Some(instructions) = &described.instructions {
-        result.put("instructions", json_string(instructions).as_bytes());
+        result.put_text("instructions", instructions);
     }
     result.end().into()
 }
@@ -109,24 +99,23 @@ pub fn initialize_result(described: &Described, revision: Revision) -> Bytes {
 /// The result of `server/discover` for a stateless client. What a session server says may change with its session, so
 /// nobody else may be served it [2026-07-28 server/utilities/caching].
 pub fn discover_result(described: &Described) -> Bytes {
-    let mut result = Writer::new(512);
-    result.put("resultType", b"\"complete\"");
-    result.put("supportedVersions", format!("[{}]", json_string(Revision::V2026_07_28.as_str())).as_bytes());
-    // The tasks and the empty capabilities of older revisions mean something else here.
+    let versions = format!("[{}]", json_string(Revision::V2026_07_28.as_str()));
+    // What older revisions call tasks is another protocol here, and their experiments were with another wire.
     let capabilities = match described.revision.is_modern() {
-        true => described.capabilities.to_vec(),
+        true => described.capabilities.clone(),
         false => without(&described.capabilities, &["tasks", "experimental"]),
     };
+    let mut result = Writer::new(512);
+    result.put("resultType", br#""complete""#);
+    result.put("supportedVersions", versions.as_bytes());
     result.put("capabilities", &capabilities);
     if let Some(instructions) = &described.instructions {
-        result.put("instructions", json_string(instructions).as_bytes());
+        result.put_text("instructions", instructions);
     }
     result.put("ttlMs", b"0");
-    result.put("cacheScope", b"\"private\"");
+    result.put("cacheScope", br#""private""#);
     if let Some(info) = &described.info {
-        let mut meta = Writer::new(info.len() + 64);
-        meta.put(SERVER_INFO, info);
-        result.put("_meta", &meta.end());
+        result.put(META, &Writer::of(&[(SERVER_INFO, info)]));
     }
     result.end().into()
 }
@@ -136,7 +125,5 @@ pub fn capabilities(described: &Described) -> Capabilities {
     Capabilities::parse(&described.capabilities)
 }
 
-fn without(object: &[u8], keys: &[&str]) -> Vec<u8> {
-    edit(object, &[], |key, _, _| Ok(if keys.contains(&key) { Fate::Drop } else { Fate::Keep }))
-        .unwrap_or_else(|_| b"{}".to_vec())
-}
+#[cfg(test)]
+mod tests;

@@ -3,10 +3,12 @@
 
 use bytes::Bytes;
 
-use crate::edit::{Fate, Writer, edit, get, get_text, members};
+use super::{META, message};
+use crate::edit::{Fate, Patch, Writer, find, get, get_text, members, read};
 use crate::era::Revision;
-use crate::jsonrpc::{Fault, Id, Kind, Message, ParseError, Slot, json_string};
-use crate::scan::Json;
+use crate::jsonrpc::{Fault, Id, Kind, Message, ParseError, json_string};
+use crate::message::Method;
+use crate::scan::{Json, Scanner};
 
 /// One question.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,21 +29,31 @@ pub struct InputRequired {
     pub state: Option<String>,
 }
 
-/// Reads a result that asks for input; none where it is another one.
+/// Reads a result that asks for input; none where it is another one. One that asks for nothing and has no state to bring
+/// back is refused: a client could repeat its request for ever.
 pub fn read_input_required(result: &[u8]) -> Result<Option<InputRequired>, ParseError> {
     if get_text(result, "resultType").as_deref() != Some("input_required") {
         return Ok(None);
     }
     let bad = || ParseError::new(Fault::NotAMessage, 0);
-    let asked = get(result, "inputRequests").unwrap_or_else(|| Bytes::from_static(b"{}"));
+    let asked = get(result, "inputRequests");
     let mut requests = Vec::new();
-    for member in members(&asked)? {
-        let request = asked.get(member.value).unwrap_or_default();
+    for member in asked.map(members).transpose()?.unwrap_or_default() {
+        let request = asked.and_then(|asked| asked.get(member.value)).unwrap_or_default();
         let method = get_text(request, "method").ok_or_else(bad)?;
-        let params = get(request, "params").unwrap_or_else(|| Bytes::from_static(b"{}"));
+        let params = match find(request, "params") {
+            Some(span) if span.json == Json::Object => Bytes::copy_from_slice(span.of(request)),
+            Some(_) => return Err(bad()),
+            None => Bytes::from_static(b"{}"),
+        };
         requests.push(InputRequest { key: member.key, method, params });
     }
-    Ok(Some(InputRequired { requests, state: get_text(result, "requestState") }))
+    let state = match find(result, "requestState") {
+        Some(span) => Some(span.text(result).ok_or_else(bad)?.into_owned()),
+        None if requests.is_empty() => return Err(bad()),
+        None => None,
+    };
+    Ok(Some(InputRequired { requests, state }))
 }
 
 /// The bytes of a result that asks for input.
@@ -49,17 +61,19 @@ pub fn input_required(requests: &[InputRequest], state: Option<&str>) -> Bytes {
     let mut asked = Writer::new(256);
     for request in requests {
         let mut object = Writer::new(request.params.len() + 64);
-        object.put("method", json_string(&request.method).as_bytes());
+        object.put_text("method", &request.method);
         if &request.params[..] != b"{}" {
             object.put("params", &request.params);
         }
         asked.put(&request.key, &object.end());
     }
     let mut result = Writer::new(512);
-    result.put("resultType", b"\"input_required\"");
-    result.put("inputRequests", &asked.end());
+    result.put("resultType", br#""input_required""#);
+    if !requests.is_empty() {
+        result.put("inputRequests", &asked.end());
+    }
     if let Some(state) = state {
-        result.put("requestState", json_string(state).as_bytes());
+        result.put_text("requestState", state);
     }
     result.end().into()
 }
@@ -67,44 +81,96 @@ pub fn input_required(requests: &[InputRequest], state: Option<&str>) -> Bytes {
 /// A question as a request to a session client. A URL to visit needs an id of its own there
 /// [2025-11-25 client/elicitation#url-mode-elicitation-requests].
 pub fn server_request(id: &Id, request: &InputRequest, revision: Revision, elicitation_id: &str) -> Bytes {
-    let by_url = get(&request.params, "mode").as_deref() == Some(br#""url""#);
-    let mut params = request.params.to_vec();
-    if by_url && get(&params, "elicitationId").is_none() {
-        let text = json_string(elicitation_id);
-        let put: &[(&str, &[u8])] = &[("elicitationId", text.as_bytes())];
-        params = edit(&params, put, |_, _, _| Ok(Fate::Keep)).unwrap_or(params);
-    }
-    // Forms have no mode before 2025-11-25.
-    if !by_url && revision < Revision::V2025_11_25 {
-        params = edit(&params, &[], |key, _, _| Ok(if key == "mode" { Fate::Drop } else { Fate::Keep }))
-            .unwrap_or(params);
-    }
-    let mut message = Writer::new(params.len() + 96);
-    message.put("jsonrpc", b"\"2.0\"");
-    message.put("id", id.as_json().as_bytes());
-    message.put("method", json_string(&request.method).as_bytes());
-    if params != b"{}" {
-        message.put("params", &params);
-    }
-    message.end().into()
+    let params = match request.method.as_str() {
+        "elicitation/create" => elicitation(&request.params, revision, elicitation_id),
+        "sampling/createMessage" if revision < Revision::V2025_11_25 => single_blocks(&request.params),
+        _ => None,
+    };
+    message(Some(id), &request.method, params.as_ref().unwrap_or(&request.params))
 }
 
-/// A session server's request as a question; none for what a stateless client cannot be asked.
+/// An elicitation in the words of an older revision; none where they are the same.
+fn elicitation(params: &Bytes, revision: Revision, id: &str) -> Option<Bytes> {
+    let by_url = get_text(params, "mode").as_deref() == Some("url");
+    let mut patch = Patch::default();
+    let mut has_id = false;
+    let object = read(params, |scanner| {
+        patch.object(scanner, |_, scanner, key| {
+            scanner.value()?;
+            has_id |= key == b"elicitationId";
+            // There is nothing but forms before 2025-11-25.
+            let unknown = key == b"mode" && !by_url && revision < Revision::V2025_11_25;
+            Ok(if unknown { Fate::Drop } else { Fate::Keep })
+        })
+    });
+    if by_url && !has_id {
+        patch.put(object.ok()?, &[("elicitationId", json_string(id).as_bytes())]);
+    }
+    (!patch.is_empty()).then(|| patch.apply(params))
+}
+
+/// A message of a sampling request has one block of content until 2025-11-25, so a list of one is that one. A longer list
+/// has no other form, and stays.
+fn single_blocks(params: &Bytes) -> Option<Bytes> {
+    let mut patch = Patch::default();
+    let read = read(params, |scanner| {
+        scanner.object(|scanner, key| match (key, scanner.peek()) {
+            (b"messages", Some(b'[')) => scanner.array(|scanner| single_block(&mut patch, scanner)).map(drop),
+            _ => scanner.value().map(drop),
+        })
+    });
+    (read.is_ok() && !patch.is_empty()).then(|| patch.apply(params))
+}
+
+fn single_block(patch: &mut Patch<'_>, scanner: &mut Scanner<'_>) -> Result<(), Fault> {
+    if scanner.peek() != Some(b'{') {
+        return scanner.value().map(drop);
+    }
+    let message = scanner.object(|scanner, key| {
+        if key != b"content" || scanner.peek() != Some(b'[') {
+            return scanner.value().map(drop);
+        }
+        let mut blocks = Vec::new();
+        let list = scanner.array(|scanner| scanner.value().map(|span| blocks.push(span.range())))?.range();
+        if let [block] = &blocks[..] {
+            patch.replace(list.start..block.start, &b""[..]);
+            patch.replace(block.end..list.end, &b""[..]);
+        }
+        Ok(())
+    });
+    message.map(drop)
+}
+
+/// A session server's request as a question; none for what a stateless client cannot be asked. What ties it to the
+/// session goes: the id of the elicitation, a task, the token of its progress.
 pub fn from_server_request(key: &str, message: &Message) -> Option<InputRequest> {
     if message.kind() != Kind::Request {
         return None;
     }
-    let method = message.method()?;
-    if !matches!(method, "elicitation/create" | "sampling/createMessage" | "roots/list") {
+    let method = Method::parse(message.method()?);
+    if !matches!(method, Method::ElicitationCreate | Method::SamplingCreateMessage | Method::RootsList) {
         return None;
     }
-    let params = message.raw(Slot::Params).unwrap_or_else(|| Bytes::from_static(b"{}"));
-    // Ids of progress and of the elicitation belong to the session.
-    let params = edit(&params, &[], |name, _, _| {
-        Ok(if matches!(name, "_meta" | "elicitationId" | "task") { Fate::Drop } else { Fate::Keep })
+    let params = message.params().unwrap_or_else(|| Bytes::from_static(b"{}"));
+    let mut patch = Patch::default();
+    let judged = read(&params, |scanner| {
+        patch.object(scanner, |patch, scanner, key| {
+            if key == META.as_bytes() && scanner.peek() == Some(b'{') {
+                let meta = patch.object(scanner, |_, scanner, key| {
+                    scanner.value()?;
+                    Ok(if key == b"progressToken" || key == RELATED_TASK { Fate::Drop } else { Fate::Keep })
+                })?;
+                return Ok(if meta.kept { Fate::Keep } else { Fate::Drop });
+            }
+            scanner.value()?;
+            Ok(if matches!(key, b"elicitationId" | b"task") { Fate::Drop } else { Fate::Keep })
+        })
     });
-    Some(InputRequest { key: key.to_owned(), method: method.to_owned(), params: params.ok()?.into() })
+    let params = if judged.ok()?.kept { patch.apply(&params) } else { Bytes::from_static(b"{}") };
+    Some(InputRequest { key: key.to_owned(), method: method.as_str().to_owned(), params })
 }
+
+const RELATED_TASK: &[u8] = b"io.modelcontextprotocol/related-task";
 
 /// Reads `inputResponses`: bare results by key.
 pub fn read_input_responses(raw: &[u8]) -> Result<Vec<(String, Bytes)>, ParseError> {
@@ -126,3 +192,6 @@ pub fn input_responses(answers: &[(String, Bytes)]) -> Bytes {
     }
     object.end().into()
 }
+
+#[cfg(test)]
+mod tests;

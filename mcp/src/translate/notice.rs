@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
-use crate::edit::{Fate, Writer, edit, get, members};
+use super::{Draft, META, message};
+use crate::edit::{Writer, members};
 use crate::jsonrpc::{Id, Message, ParseError, Slot, json_string};
 use crate::message::Method;
 
@@ -13,46 +14,23 @@ const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 
 /// A notification of progress under another token (JSON text).
 pub fn with_progress_token(message: &Message, token: &str) -> Bytes {
-    let params = message.params().unwrap_or_default();
-    let edited = edit(&params, &[], |key, _, _| {
-        Ok(if key == "progressToken" { Fate::Become(token.as_bytes().to_vec()) } else { Fate::Keep })
-    });
-    notification(message.method().unwrap_or_default(), &edited.unwrap_or_else(|_| params.to_vec()))
+    let mut draft = Draft::new(message);
+    draft.replace(Slot::ProgressToken, token.as_bytes());
+    draft.write(None, true)
 }
 
 /// A notification as one of a subscription.
 pub fn tagged(message: &Message, subscription: &Id) -> Bytes {
-    let params = message.params().unwrap_or_else(|| Bytes::from_static(b"{}"));
-    let meta = message.raw(Slot::Meta).unwrap_or_else(|| Bytes::from_static(b"{}"));
-    let tag = subscription.as_json().as_bytes();
-    let meta = edit(&meta, &[(SUBSCRIPTION, tag)], |key, _, _| {
-        Ok(if key == SUBSCRIPTION { Fate::Drop } else { Fate::Keep })
-    });
-    with_meta(message, &params, &meta.unwrap_or_default())
+    let mut draft = Draft::new(message);
+    draft.set_meta(Slot::MetaSubscriptionId, SUBSCRIPTION, Some(subscription.as_json().as_bytes()));
+    draft.write(None, true)
 }
 
 /// A notification of a subscription, as one of a session.
 pub fn untagged(message: &Message) -> Bytes {
-    let Some(params) = message.params() else { return message.rewrite() };
-    let meta = message.raw(Slot::Meta).unwrap_or_else(|| Bytes::from_static(b"{}"));
-    let meta = edit(&meta, &[], |key, _, _| Ok(if key == SUBSCRIPTION { Fate::Drop } else { Fate::Keep }));
-    with_meta(message, &params, &meta.unwrap_or_default())
-}
-
-fn with_meta(message: &Message, params: &[u8], meta: &[u8]) -> Bytes {
-    let put: &[(&str, &[u8])] = if meta.is_empty() || meta == b"{}" { &[] } else { &[("_meta", meta)] };
-    let edited = edit(params, put, |key, _, _| Ok(if key == "_meta" { Fate::Drop } else { Fate::Keep }));
-    notification(message.method().unwrap_or_default(), &edited.unwrap_or_else(|_| b"{}".to_vec()))
-}
-
-fn notification(method: &str, params: &[u8]) -> Bytes {
-    let mut message = Writer::new(params.len() + 96);
-    message.put("jsonrpc", b"\"2.0\"");
-    message.put("method", json_string(method).as_bytes());
-    if params != b"{}" {
-        message.put("params", params);
-    }
-    message.end().into()
+    let mut draft = Draft::new(message);
+    draft.set_meta(Slot::MetaSubscriptionId, SUBSCRIPTION, None);
+    draft.write(None, true)
 }
 
 /// The order of the log levels, the least important first (RFC 5424).
@@ -64,14 +42,13 @@ pub fn level_rank(level: &str) -> Option<u8> {
 
 /// That the list of a method has changed: of tools, prompts or resources.
 pub fn list_changed(method: &Method) -> Bytes {
-    notification(method.as_str(), b"{}")
+    message(None, method.as_str(), b"{}")
 }
 
 /// That a resource has changed.
 pub fn resource_updated(uri: &str) -> Bytes {
-    let mut params = Writer::new(uri.len() + 16);
-    params.put("uri", json_string(uri).as_bytes());
-    notification(Method::ResourcesUpdated.as_str(), &params.end())
+    let params = Writer::of(&[("uri", json_string(uri).as_bytes())]);
+    message(None, Method::ResourcesUpdated.as_str(), &params)
 }
 
 /// What a client wants to hear of.
@@ -156,27 +133,22 @@ impl Filter {
 
     /// The first message of a subscription: what of the wish is granted.
     pub fn acknowledged(&self, subscription: &Id) -> Bytes {
-        let mut meta = Writer::new(64);
-        meta.put(SUBSCRIPTION, subscription.as_json().as_bytes());
-        let mut params = Writer::new(256);
-        params.put("_meta", &meta.end());
-        params.put("notifications", &self.to_json());
-        notification(Method::SubscriptionsAcknowledged.as_str(), &params.end())
+        let meta = Writer::of(&[(SUBSCRIPTION, subscription.as_json().as_bytes())]);
+        let params = Writer::of(&[(META, &meta), ("notifications", &self.to_json())]);
+        message(None, Method::SubscriptionsAcknowledged.as_str(), &params)
     }
 }
 
 /// The last message of a subscription that ends in good order: the bytes of its result.
 pub fn closing_result(subscription: &Id) -> Bytes {
-    let mut meta = Writer::new(64);
-    meta.put(SUBSCRIPTION, subscription.as_json().as_bytes());
-    let mut result = Writer::new(128);
-    result.put("resultType", b"\"complete\"");
-    result.put("_meta", &meta.end());
-    result.end().into()
+    let meta = Writer::of(&[(SUBSCRIPTION, subscription.as_json().as_bytes())]);
+    Writer::of(&[("resultType", br#""complete""#), (META, &meta)]).into()
 }
 
 /// The subscription that a notification belongs to.
 pub fn subscription_of(message: &Message) -> Option<Id> {
-    let meta = message.raw(Slot::Meta)?;
-    Id::from_json(&get(&meta, SUBSCRIPTION)?)
+    Id::from_json(&message.raw(Slot::MetaSubscriptionId)?)
 }
+
+#[cfg(test)]
+mod tests;

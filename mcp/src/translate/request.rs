@@ -3,14 +3,14 @@
 
 use bytes::Bytes;
 
-use super::Client;
-use crate::edit::{Writer, members};
+use super::{Client, Draft};
 use crate::era::Revision;
 use crate::jsonrpc::{Id, Message, Slot, json_string};
+use crate::message::Method;
 
-const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
-const CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
-const INFO: &str = "io.modelcontextprotocol/clientInfo";
+pub(super) const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
+pub(super) const CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
+pub(super) const INFO: &str = "io.modelcontextprotocol/clientInfo";
 const LEVEL: &str = "io.modelcontextprotocol/logLevel";
 
 /// What else changes on the way.
@@ -33,121 +33,53 @@ pub struct Extra<'a> {
 /// For a server of the stateless revision.
 pub fn to_stateless(message: &Message, id: Option<&Id>, client: &Client, extra: &Extra<'_>) -> Bytes {
     let version = json_string(Revision::V2026_07_28.as_str());
-    let level = extra.log_level.map(json_string);
-    let mut own: Vec<(&str, &[u8])> =
-        vec![(VERSION, version.as_bytes()), (CAPABILITIES, &client.capabilities)];
-    if let Some(info) = &client.info {
-        own.push((INFO, info));
-    }
-    if let Some(level) = &level {
-        own.push((LEVEL, level.as_bytes()));
-    }
-    let meta = meta(message, extra, &own);
-    let state = extra.request_state.map(json_string);
-    let mut put: Vec<(&str, &[u8])> = vec![("_meta", &meta)];
-    if let Some(responses) = extra.input_responses {
-        put.push(("inputResponses", responses));
-    }
-    if let Some(state) = &state {
-        put.push(("requestState", state.as_bytes()));
-    }
-    write(message, id, extra, &put, true)
+    let (level, state) = (extra.log_level.map(json_string), extra.request_state.map(json_string));
+    let mut draft = draft(message, extra);
+    draft.set_meta(Slot::MetaVersion, VERSION, Some(version.as_bytes()));
+    draft.set_meta(Slot::MetaCapabilities, CAPABILITIES, Some(&client.capabilities));
+    draft.set_meta(Slot::MetaClientInfo, INFO, client.info.as_deref());
+    draft.set_meta(Slot::MetaLogLevel, LEVEL, level.as_deref().map(str::as_bytes));
+    answers(&mut draft, extra.input_responses, state.as_deref());
+    draft.write(id, false)
 }
 
 /// For a server of an older revision, which has heard of the client in `initialize`.
 pub fn to_session(message: &Message, id: Option<&Id>, extra: &Extra<'_>) -> Bytes {
-    let meta = meta(message, extra, &[]);
-    let put: &[(&str, &[u8])] = if meta == b"{}" { &[] } else { &[("_meta", &meta)] };
-    write(message, id, extra, put, false)
+    let mut draft = draft(message, extra);
+    draft.set_meta(Slot::MetaVersion, VERSION, None);
+    draft.set_meta(Slot::MetaCapabilities, CAPABILITIES, None);
+    draft.set_meta(Slot::MetaClientInfo, INFO, None);
+    draft.set_meta(Slot::MetaLogLevel, LEVEL, None);
+    answers(&mut draft, None, None);
+    draft.write(id, false)
 }
 
-/// `_meta` with what is the protocol's own taken out, and these put in.
-fn meta(message: &Message, extra: &Extra<'_>, own: &[(&str, &[u8])]) -> Vec<u8> {
-    let old = message.raw(Slot::Meta).unwrap_or_default();
-    let mut writer = Writer::new(old.len() + 256);
-    for (key, value) in own {
-        writer.put(key, value);
+fn draft<'m, 'a>(message: &'m Message, extra: &Extra<'a>) -> Draft<'m, 'a> {
+    let mut draft = Draft::new(message);
+    for (slot, text) in extra.edits {
+        draft.replace(*slot, json_string(text).into_bytes());
     }
-    for member in members(&old).unwrap_or_default() {
-        let value = old.get(member.value).unwrap_or_default();
-        match member.key.as_str() {
-            VERSION | CAPABILITIES | INFO | LEVEL => {}
-            "progressToken" => {
-                writer.put(&member.key, extra.progress_token.map_or(value, str::as_bytes));
-            }
-            key => writer.put(key, value),
-        }
+    if let Some(token) = extra.progress_token {
+        draft.replace(Slot::MetaProgressToken, token.as_bytes());
     }
-    writer.end()
+    if extra.drop_cursor {
+        draft.set(Slot::Cursor, "cursor", None);
+    }
+    draft
 }
 
-/// The message with other params.
-fn write(
-    message: &Message,
-    id: Option<&Id>,
-    extra: &Extra<'_>,
-    put: &[(&str, &[u8])],
-    needs_params: bool,
-) -> Bytes {
-    let old = message.params();
-    let text = old.clone().unwrap_or_default();
-    let mut writer = Writer::new(text.len() + 512);
-    for member in members(&text).unwrap_or_default() {
-        let value = text.get(member.value).unwrap_or_default();
-        match member.key.as_str() {
-            "_meta" | "inputResponses" | "requestState" => {}
-            "cursor" if extra.drop_cursor => {}
-            "ref" => writer.put("ref", &reference(value, extra)),
-            key => match slot(key).and_then(|slot| extra.edits.iter().find(|(edited, _)| *edited == slot)) {
-                Some((_, new)) => writer.put(key, json_string(new).as_bytes()),
-                None => writer.put(key, value),
-            },
-        }
+/// What a client brings back for an earlier question [2026-07-28 basic/patterns/mrtr]. Other methods may have fields of
+/// the same names, which stay unless there is something to put there.
+fn answers<'a>(draft: &mut Draft<'_, 'a>, responses: Option<&'a [u8]>, state: Option<&'a str>) {
+    let method = Method::parse(draft.message.method().unwrap_or_default());
+    let repeats = matches!(method, Method::ToolsCall | Method::PromptsGet | Method::ResourcesRead);
+    if repeats || responses.is_some() {
+        draft.set(Slot::InputResponses, "inputResponses", responses);
     }
-    for (key, value) in put {
-        writer.put(key, value);
+    if repeats || state.is_some() {
+        draft.set(Slot::RequestState, "requestState", state.map(str::as_bytes));
     }
-    let has_params = old.is_some() || needs_params || !writer.is_empty();
-    let params = writer.end();
-    let mut out = Vec::with_capacity(params.len() + 128);
-    out.extend_from_slice(b"{\"jsonrpc\":\"2.0\"");
-    if let Some(id) = message.id().and(id).or(message.id()) {
-        out.extend_from_slice(b",\"id\":");
-        out.extend_from_slice(id.as_json().as_bytes());
-    }
-    out.extend_from_slice(b",\"method\":");
-    out.extend_from_slice(json_string(message.method().unwrap_or_default()).as_bytes());
-    if has_params {
-        out.extend_from_slice(b",\"params\":");
-        out.extend_from_slice(&params);
-    }
-    out.push(b'}');
-    out.into()
 }
 
-fn slot(key: &str) -> Option<Slot> {
-    Some(match key {
-        "name" => Slot::Name,
-        "uri" => Slot::Uri,
-        "taskId" => Slot::TaskId,
-        "cursor" => Slot::Cursor,
-        _ => return None,
-    })
-}
-
-/// What `completion/complete` is about, under another name.
-fn reference(text: &[u8], extra: &Extra<'_>) -> Vec<u8> {
-    let edited =
-        |slot: Slot| extra.edits.iter().find(|(edited, _)| *edited == slot).map(|(_, new)| json_string(new));
-    let mut writer = Writer::new(text.len() + 64);
-    for member in members(text).unwrap_or_default() {
-        let new = match member.key.as_str() {
-            "name" => edited(Slot::RefName),
-            "uri" => edited(Slot::RefUri),
-            _ => None,
-        };
-        let value = text.get(member.value).unwrap_or_default();
-        writer.put(&member.key, new.as_deref().map_or(value, str::as_bytes));
-    }
-    writer.end()
-}
+#[cfg(test)]
+mod tests;
