@@ -78,7 +78,7 @@ async function logging(ctx) {
 
 const options = values => values.map(([value, title]) => ({ const: value, title }));
 
-/** Every tool: `[description, input schema, handler]`. */
+/** Every tool: `[description, input schema, handler(arguments, context, capabilities of the session)]`. */
 const tools = {
     test_simple_text: ['Answers with text', object(), () => said('This is a simple text response for testing.')],
     test_image_content: ['Answers with an image', object(), () => ({ content: [image] })],
@@ -344,8 +344,9 @@ const tools = {
     test_input_required_result_capabilities: [
         'Asks only for what the client can do',
         object(),
-        (_, ctx) => {
-            const capabilities = ctx.mcpReq.envelope?.['io.modelcontextprotocol/clientCapabilities'] ?? {};
+        (_, ctx, ofSession) => {
+            const declared = ctx.mcpReq.envelope?.['io.modelcontextprotocol/clientCapabilities'];
+            const capabilities = declared ?? ofSession ?? {};
             const inputRequests = {};
             if (capabilities.elicitation) inputRequests.user_name = name;
             if (capabilities.sampling) inputRequests.greeting = sampling('Generate a greeting', 50);
@@ -426,7 +427,7 @@ function build() {
     );
     for (const [tool, [description, schema, handler]] of Object.entries(tools)) {
         server.registerTool(tool, { description, inputSchema: fromJsonSchema(schema) }, async (args, ctx) =>
-            handler(args, ctx),
+            handler(args, ctx, server.server.getClientCapabilities()),
         );
     }
     for (const [prompt, [description, schema, handler]] of Object.entries(prompts)) {
