@@ -5,18 +5,22 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use uuid::Uuid;
 use waffles_core::snapshot::Snapshot;
-use waffles_mcp::Message;
-use waffles_mcp::translate::notice::Filter;
+use waffles_mcp::translate::Client;
+use waffles_mcp::translate::notice::{self, Filter};
+use waffles_mcp::{Message, Method, Slot, capability};
 
-use super::listener::Listener;
+use super::listener::{Audience, Listener};
 use super::source::{Said, Source};
 use super::topic::{self, List, Topic};
+use crate::authn::Identity;
 use crate::bridge::Naming;
+use crate::front::Session;
 use crate::link::BackOff;
 use crate::permit::Permit;
 use crate::reject::{Reject, UpstreamFault};
@@ -36,6 +40,32 @@ const RETRY_MOST: Duration = Duration::from_secs(30);
 /// A stream that lasted so long was well: the next failure is the first again.
 const WELL: Duration = Duration::from_secs(30);
 
+/// In whose session a server is listened to: the one in which the same client's calls are made.
+#[derive(Debug, Clone)]
+pub struct Seat {
+    /// What the client says of itself.
+    pub client: Client,
+    /// The client's own session, where it has one.
+    pub owner: Option<u128>,
+}
+
+impl Seat {
+    /// What tells one from another: a digest of whose it is. A stateless server has no sessions, and needs none.
+    pub fn mark(&self, identity: &Identity) -> [u8; 32] {
+        let key = identity.key().map(|key| key.id.as_str()).unwrap_or_default();
+        let capabilities = capability::normalise(&self.client.capabilities);
+        let mut context = digest::Context::new(&digest::SHA256);
+        context.update(identity.principal().id.as_bytes());
+        context.update(&self.owner.unwrap_or_default().to_be_bytes());
+        context.update(key.as_bytes());
+        context.update(&[0]);
+        context.update(&capabilities);
+        let mut mark = [0; 32];
+        mark.copy_from_slice(context.finish().as_ref());
+        mark
+    }
+}
+
 /// Which listeners share a feed: those who may see the same of the same server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
@@ -45,6 +75,15 @@ pub struct Key {
     pub version: u64,
     /// A digest of the rights. Nothing of a principal is in it.
     pub rights: [u8; 32],
+    /// Whose session it is, at a server that has sessions: they are never shared.
+    pub seat: Option<[u8; 32]>,
+}
+
+impl Key {
+    /// Whether it is one for the same server and rights, whatever the session.
+    pub fn is_like(&self, other: &Self) -> bool {
+        (self.server, self.version, &self.rights) == (other.server, other.version, &other.rights)
+    }
 }
 
 /// A subscription that several listeners share.
@@ -52,8 +91,7 @@ pub struct Key {
 pub struct Feed {
     /// Who shares it.
     pub key: Key,
-    /// Names the hub's own session with the server, where it needs one.
-    owner: u128,
+    seat: Seat,
     state: Mutex<State>,
     cover: watch::Sender<Cover>,
     poke: Notify,
@@ -123,9 +161,9 @@ enum Over {
 
 impl Feed {
     /// A feed that nothing has been heard of.
-    pub fn new(key: Key, owner: u128) -> Self {
+    pub fn new(key: Key, seat: Seat) -> Self {
         let state = State { left_at: Some(Instant::now()), ..State::default() };
-        Self { key, owner, state: Mutex::new(state), cover: watch::Sender::default(), poke: Notify::new() }
+        Self { key, seat, state: Mutex::new(state), cover: watch::Sender::default(), poke: Notify::new() }
     }
 
     /// Adds a listener. `late` says that it listened before, elsewhere, and may have missed something meanwhile. False
@@ -144,7 +182,7 @@ impl Feed {
             if failed {
                 cover.stage = Stage::Opening;
             }
-            look |= failed;
+            look |= failed || cover.stage == Stage::Opening;
             failed
         });
         drop(state);
@@ -309,6 +347,7 @@ impl Feed {
                     self.cover.send_modify(|cover| cover.stage = Stage::Opening);
                     self.doubt(&means);
                     if matches!(over, Over::Closed) {
+                        source.release(&means, &permit).await;
                         break;
                     }
                     if since.elapsed() > WELL {
@@ -338,7 +377,6 @@ impl Feed {
                 break;
             }
         }
-        means.shared.backs.end_of(&means.upstream, self.owner).await;
     }
 
     async fn open(&self, means: &Means) -> Result<Option<(Permit, Source)>, Reject> {
@@ -346,7 +384,7 @@ impl Feed {
         let gone = || Reject::Forbidden("nobody may listen".into());
         let permit = self.permit(&means.current.load()).ok_or_else(gone)?;
         let wanted = self.wanted();
-        let source = Source::open(means, &permit, self.owner, &wanted).await?;
+        let source = Source::open(means, &permit, &self.seat, &wanted).await?;
         let Some(source) = source else {
             self.tell(Cover { stage: Stage::Nothing, asked: Arc::new(wanted), honoured: Arc::default() });
             return Ok(None);
@@ -404,14 +442,15 @@ impl Feed {
                     return Over::Lost;
                 }
             };
-            match source.judge(means, permit, message).await {
+            let client = self.client();
+            match source.judge(means, permit, client.as_ref(), message).await {
                 Said::Notification(message) => match Topic::of(&message) {
                     Some(topic) => {
                         means.shared.hub.invalidate(self.key.server, &topic);
                         gather(&mut news, topic, message);
                         due.get_or_insert_with(|| Instant::now() + GATHER);
                     }
-                    None => means.desk.metrics.dropped("not_subscribed_to"),
+                    None => self.pass_on(means, client.as_ref(), &message),
                 },
                 Said::Nothing => means.desk.metrics.dropped("not_subscribed_to"),
                 Said::Ended => {
@@ -419,6 +458,29 @@ impl Feed {
                     return Over::Lost;
                 }
             }
+        }
+    }
+
+    /// The client's session, where the server is listened to in it.
+    fn client(&self) -> Option<Arc<Session>> {
+        self.seat.owner?;
+        self.state.lock().members.values().find_map(|member| match &member.listener.audience {
+            Audience::Standing(session) => Some(Arc::clone(session)),
+            Audience::Listen(_) => None,
+        })
+    }
+
+    /// A log message that belongs to no call, as the session's client wants it.
+    fn pass_on(&self, means: &Means, client: Option<&Arc<Session>>, message: &Message) {
+        let is_log = message.method() == Some(Method::LoggingMessage.as_str());
+        let standing = client.filter(|_| is_log).and_then(|session| Some((session, session.standing()?)));
+        let Some((session, standing)) = standing else {
+            return means.desk.metrics.dropped("not_subscribed_to");
+        };
+        let wanted = session.log_level().as_deref().and_then(notice::level_rank).unwrap_or(0);
+        let level = message.text(Slot::Level).and_then(|level| notice::level_rank(&level));
+        if level.is_some_and(|level| level < wanted) || !standing.try_send(message.rewrite()) {
+            means.desk.metrics.dropped("log_not_wanted");
         }
     }
 
