@@ -92,9 +92,11 @@ impl OpCtx {
         self.permissions.contains(permission)
     }
 
-    /// Whether a server exists for the actor: a key that is for some servers does not know of others.
+    /// Whether a server exists for the actor: a key that is for some servers does not know of others,
+    /// and one that is for some namespaces knows of servers through them only.
     pub fn sees_server(&self, name: &str) -> bool {
-        self.key.as_ref().is_none_or(|key| key.allows_server(name))
+        let within = |key: &ApiKey| key.allows_server(name) && key.limits.namespaces.is_empty();
+        self.key.as_ref().is_none_or(within)
     }
 
     /// What principal and key permit together.
@@ -154,7 +156,7 @@ fn internal_principal(name: &str) -> Principal {
 
 /// Permissions that are for changing only; a read-only key has none of them.
 fn changes(permission: Permission) -> bool {
-    matches!(permission, Permission::ServersWrite)
+    matches!(permission, Permission::ServersWrite | Permission::NamespacesWrite)
 }
 
 /// What a route or method needs.

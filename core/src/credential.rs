@@ -131,6 +131,8 @@ pub struct KeyLimits {
     pub ip_ranges: Vec<IpNet>,
     /// Only listing and reading.
     pub read_only: bool,
+    /// Names of namespaces; a key that is for some reaches servers through them only.
+    pub namespaces: Vec<String>,
 }
 
 /// An API key as proxies and services see it: never the secret.
@@ -221,6 +223,11 @@ impl ApiKey {
     /// Whether it may be used for a server.
     pub fn allows_server(&self, name: &str) -> bool {
         self.limits.servers.is_empty() || self.limits.servers.iter().any(|server| server == name)
+    }
+
+    /// Whether it may be used at a namespace.
+    pub fn allows_namespace(&self, name: &str) -> bool {
+        self.limits.namespaces.is_empty() || self.limits.namespaces.iter().any(|namespace| namespace == name)
     }
 
     /// Whether it may be used for a tool.

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use chrono::{DateTime, Utc};
 
 use crate::credential::ApiKey;
+use crate::namespace::{Level, MemberEntry, Namespace};
 use crate::principal::Principal;
 use crate::server::{Server, ToolSet};
 
@@ -38,6 +39,8 @@ permissions! {
     GatewayUse = "gateway:use": "List and call what servers offer.",
     ServersRead = "servers:read": "See registered servers.",
     ServersWrite = "servers:write": "Register, change and retire servers.",
+    NamespacesRead = "namespaces:read": "See the namespaces that one may use.",
+    NamespacesWrite = "namespaces:write": "Make, change and remove namespaces, and see all of them.",
     ProxiesRead = "proxies:read": "See proxies and what they acknowledged.",
     AuditRead = "audit:read": "Search the audit trail, without payloads.",
     AuditPayloads = "audit:payloads": "See captured payloads.",
@@ -95,7 +98,7 @@ impl FromIterator<Permission> for PermissionSet {
 pub enum Role {
     /// Everything.
     Admin,
-    /// Manages servers and proxies, reads audit.
+    /// Manages servers, namespaces and proxies, reads audit.
     Operator,
     /// Discovers and uses the gateway.
     User,
@@ -131,12 +134,16 @@ impl Role {
         match self {
             Self::Admin => PermissionSet::all(),
             Self::Operator => {
-                [P::ServersRead, P::ServersWrite, P::ProxiesRead, P::AuditRead, P::KeysOwn, P::StatusRead]
-                    .into_iter()
-                    .collect()
+                let servers = [P::ServersRead, P::ServersWrite, P::NamespacesRead, P::NamespacesWrite];
+                let others = [P::ProxiesRead, P::AuditRead, P::KeysOwn, P::StatusRead];
+                servers.into_iter().chain(others).collect()
             }
-            Self::User => [P::GatewayUse, P::ServersRead, P::KeysOwn, P::StatusRead].into_iter().collect(),
-            Self::Readonly => [P::ServersRead, P::KeysOwn, P::StatusRead].into_iter().collect(),
+            Self::User => [P::GatewayUse, P::ServersRead, P::NamespacesRead, P::KeysOwn, P::StatusRead]
+                .into_iter()
+                .collect(),
+            Self::Readonly => {
+                [P::ServersRead, P::NamespacesRead, P::KeysOwn, P::StatusRead].into_iter().collect()
+            }
             Self::Auditor => [P::AuditRead, P::AuditPayloads].into_iter().collect(),
         }
     }
@@ -173,7 +180,9 @@ impl Caller<'_> {
 /// How deep a message reaches into a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Handshake, lists, reading: changes nothing at the server as far as the protocol tells.
+    /// Handshake and lists.
+    List,
+    /// Reading: changes nothing at the server as far as the protocol tells.
     Read,
     /// Runs something.
     Call,
@@ -194,6 +203,65 @@ pub enum Decision {
     Forbid(Cow<'static, str>),
 }
 
+/// How far a caller may go in a namespace: the highest of the levels of its roles and of its own, narrowed by its key.
+/// None: the namespace does not exist for this caller.
+pub fn level(caller: &Caller<'_>, namespace: &Namespace) -> Option<Level> {
+    let Principal { tenant, name, roles, .. } = caller.principal;
+    if namespace.tenant != *tenant {
+        return None;
+    }
+    let by_role = namespace.spec.levels.iter().filter(|entry| roles.contains(&entry.role));
+    let own = namespace.spec.principals.iter().filter(|entry| entry.principal == *name);
+    let given = by_role.map(|entry| entry.level).chain(own.map(|entry| entry.level)).max()?;
+    if let Some(key) = caller.key {
+        let scopes = key.scopes();
+        let may_see = scopes.contains(Permission::NamespacesRead) || scopes.contains(Permission::GatewayUse);
+        if !may_see || !key.allows_namespace(&namespace.spec.name) {
+            return None;
+        }
+    }
+    // Who may use no server at all sees what there is, and no more.
+    let may_use = caller.permissions().contains(Permission::GatewayUse);
+    Some(if may_use { given } else { Level::View })
+}
+
+/// Decides about one message to a member of a namespace, for a caller who has this level there; `tool` as in `decide`,
+/// by the server's own name. With `view`, lists show what could be called with `execute`, and nothing else is done.
+pub fn decide_in(
+    level: Level,
+    caller: &Caller<'_>,
+    member: &MemberEntry,
+    server: &Server,
+    tools: &ToolSet,
+    access: Access,
+    tool: Option<&str>,
+) -> Decision {
+    let rule = match level {
+        Level::Execute => match permitted(caller, server) {
+            Ok(role) => rule_of(role),
+            Err(rule) => return Decision::HideServer(Cow::Borrowed(rule)),
+        },
+        Level::View => {
+            if server.tenant != caller.principal.tenant {
+                return Decision::HideServer(Cow::Borrowed("tenant"));
+            }
+            if caller.key.is_some_and(|key| !key.allows_server(&server.spec.name)) {
+                return Decision::HideServer(Cow::Borrowed("key:servers"));
+            }
+            "namespace:view"
+        }
+    };
+    if server.enabled {
+        if tool.is_some_and(|tool| !member.names.contains(tool)) {
+            return Decision::HideTool(Cow::Borrowed("namespace:expose"));
+        }
+        if level == Level::View && access != Access::List {
+            return Decision::Forbid(Cow::Borrowed("namespace:view"));
+        }
+    }
+    narrowed(caller, server, tools, access, tool).unwrap_or(Decision::Allow(Cow::Borrowed(rule)))
+}
+
 /// Decides about one message to one server. `tool` is given for `tools/call`, and for each entry of a list:
 /// what cannot be called is not listed, because both ask here.
 pub fn decide(
@@ -203,51 +271,77 @@ pub fn decide(
     access: Access,
     tool: Option<&str>,
 ) -> Decision {
-    if server.tenant != caller.principal.tenant {
-        return Decision::HideServer(Cow::Borrowed("tenant"));
-    }
-    let Some(role) = role_with(caller.principal, Permission::GatewayUse) else {
-        return Decision::HideServer(Cow::Borrowed("no role permits gateway:use"));
+    let role = match permitted(caller, server) {
+        Ok(role) => role,
+        Err(rule) => return Decision::HideServer(Cow::Borrowed(rule)),
     };
+    // A key that is for some namespaces is not for what stands outside of them.
+    if caller.key.is_some_and(|key| !key.limits.namespaces.is_empty()) {
+        return Decision::HideServer(Cow::Borrowed("key:namespaces"));
+    }
+    narrowed(caller, server, tools, access, tool).unwrap_or(Decision::Allow(Cow::Borrowed(rule_of(role))))
+}
+
+/// The role by which a server exists for a caller, or the rule by which it does not.
+fn permitted(caller: &Caller<'_>, server: &Server) -> Result<Role, &'static str> {
+    if server.tenant != caller.principal.tenant {
+        return Err("tenant");
+    }
+    let role = role_with(caller.principal, Permission::GatewayUse).ok_or("no role permits gateway:use")?;
     if let Some(key) = caller.key {
         if !key.scopes().contains(Permission::GatewayUse) {
-            return Decision::HideServer(Cow::Borrowed("key:scopes"));
+            return Err("key:scopes");
         }
         if !key.allows_server(&server.spec.name) {
-            return Decision::HideServer(Cow::Borrowed("key:servers"));
+            return Err("key:servers");
         }
     }
+    Ok(role)
+}
+
+/// What stands against a message to a server that exists for the caller.
+fn narrowed(
+    caller: &Caller<'_>,
+    server: &Server,
+    tools: &ToolSet,
+    access: Access,
+    tool: Option<&str>,
+) -> Option<Decision> {
     if !server.enabled {
-        return Decision::Disabled;
+        return Some(Decision::Disabled);
     }
     if let Some(tool) = tool {
         if !tools.contains(tool) {
-            return Decision::HideTool(Cow::Borrowed("server:tools"));
+            return Some(Decision::HideTool(Cow::Borrowed("server:tools")));
         }
         if caller.key.is_some_and(|key| !key.allows_tool(tool)) {
-            return Decision::HideTool(Cow::Borrowed("key:tools"));
+            return Some(Decision::HideTool(Cow::Borrowed("key:tools")));
         }
         if caller.key.is_some_and(|key| key.limits.read_only) {
-            return Decision::HideTool(Cow::Borrowed("key:read_only"));
+            return Some(Decision::HideTool(Cow::Borrowed("key:read_only")));
         }
     } else if access == Access::Call
         && let Some(key) = caller.key
     {
         if key.limits.read_only {
-            return Decision::Forbid(Cow::Borrowed("key:read_only"));
+            return Some(Decision::Forbid(Cow::Borrowed("key:read_only")));
         }
         // What runs something without naming a tool is none of the tools that the key is for.
         if !key.limits.tools.is_empty() {
-            return Decision::Forbid(Cow::Borrowed("key:tools"));
+            return Some(Decision::Forbid(Cow::Borrowed("key:tools")));
         }
     }
-    Decision::Allow(Cow::Borrowed(match role {
+    None
+}
+
+fn rule_of(role: Role) -> &'static str {
+    match role {
         Role::Admin => "role:admin",
         Role::Operator => "role:operator",
         Role::User => "role:user",
         Role::Readonly => "role:readonly",
         Role::Auditor => "role:auditor",
-    }))
+    }
 }
 
 fn role_with(principal: &Principal, permission: Permission) -> Option<Role> {
@@ -262,6 +356,7 @@ fn role_with(principal: &Principal, permission: Permission) -> Option<Role> {
 mod tests {
     use super::*;
     use crate::credential::KeyLimits;
+    use crate::namespace::{Expose, Member, NamespaceEntry, NamespaceSpec, PrincipalLevel, RoleLevel};
     use crate::server::{Credential, Spec, ToolFilter};
     use uuid::Uuid;
 
@@ -347,6 +442,120 @@ mod tests {
         assert!(matches!(check("readonly", tools, &server, &[], Some("add_two")), Decision::HideServer(_)));
         let read_only = limits(|l| l.read_only = true);
         assert!(matches!(check("user", read_only, &server, &[], Some("echo")), Decision::HideTool(_)));
+    }
+
+    fn namespace(tenant: &str, levels: &[(&str, Level)], principals: &[(&str, Level)]) -> NamespaceEntry {
+        let levels = levels.iter().map(|(role, level)| RoleLevel { role: (*role).into(), level: *level });
+        let own = |(name, level): &(&str, Level)| PrincipalLevel { principal: (*name).into(), level: *level };
+        let expose = Expose { deny: vec!["drop_*".into()], ..Expose::default() };
+        NamespaceEntry::compile(Namespace {
+            id: Uuid::nil(),
+            tenant: tenant.into(),
+            spec: NamespaceSpec {
+                name: "team".into(),
+                servers: vec![Member { expose, ..Member::whole("demo") }],
+                levels: levels.collect(),
+                principals: principals.iter().map(own).collect(),
+                ..NamespaceSpec::default()
+            },
+            version: 1,
+            created_at: DateTime::UNIX_EPOCH,
+            updated_at: DateTime::UNIX_EPOCH,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn the_highest_level_counts_and_without_one_a_namespace_does_not_exist() {
+        let view_for_users = [("user", Level::View)];
+        let cases: [(&str, &[(&str, Level)], &[(&str, Level)], Option<Level>); 7] = [
+            ("user", &[], &[], None),
+            ("user", &view_for_users, &[], Some(Level::View)),
+            ("admin", &view_for_users, &[], None),
+            ("user", &view_for_users, &[("alice", Level::Execute)], Some(Level::Execute)),
+            ("user", &[("user", Level::Execute)], &[("alice", Level::View)], Some(Level::Execute)),
+            ("user", &view_for_users, &[("bob", Level::Execute)], Some(Level::View)),
+            ("readonly", &[("readonly", Level::Execute)], &[], Some(Level::View)),
+        ];
+        for (role, levels, principals, expected) in cases {
+            let principal = principal(role);
+            let caller = Caller { principal: &principal, key: None, address: None };
+            let found = level(&caller, &namespace("default", levels, principals).namespace);
+            assert_eq!(found, expected, "{role} {levels:?} {principals:?}");
+            assert_eq!(level(&caller, &namespace("other", levels, principals).namespace), None);
+        }
+    }
+
+    #[test]
+    fn a_key_narrows_what_its_owner_may_do_in_a_namespace() {
+        let namespace = namespace("default", &[("user", Level::Execute)], &[]);
+        let principal = principal("user");
+        for (limits, expected) in [
+            (KeyLimits::default(), Some(Level::Execute)),
+            (KeyLimits { namespaces: vec!["team".into()], ..KeyLimits::default() }, Some(Level::Execute)),
+            (KeyLimits { namespaces: vec!["other".into()], ..KeyLimits::default() }, None),
+            (
+                KeyLimits { scopes: vec![Permission::NamespacesRead], ..KeyLimits::default() },
+                Some(Level::View),
+            ),
+            (KeyLimits { scopes: vec![Permission::KeysOwn], ..KeyLimits::default() }, None),
+        ] {
+            let key = ApiKey::for_test(limits);
+            let caller = Caller { principal: &principal, key: Some(&key), address: None };
+            assert_eq!(level(&caller, &namespace.namespace), expected, "{:?}", key.limits);
+        }
+    }
+
+    #[test]
+    fn a_key_for_a_namespace_reaches_servers_through_it_only() {
+        let limits = KeyLimits { namespaces: vec!["team".into()], ..KeyLimits::default() };
+        let server = server("default", true);
+        let outside = check("user", Some(limits.clone()), &server, &[], Some("echo"));
+        assert_eq!(outside, Decision::HideServer("key:namespaces".into()));
+        let inside = check_in(Level::Execute, "user", Some(limits), &server, Access::Call, Some("echo"));
+        assert_eq!(inside, Decision::Allow("role:user".into()));
+    }
+
+    fn check_in(
+        level: Level,
+        role: &str,
+        key: Option<KeyLimits>,
+        server: &Server,
+        access: Access,
+        tool: Option<&str>,
+    ) -> Decision {
+        let (principal, namespace) = (principal(role), namespace("default", &[], &[]));
+        let key = key.map(ApiKey::for_test);
+        let caller = Caller { principal: &principal, key: key.as_ref(), address: None };
+        let filter = ToolFilter { allow: vec![], deny: vec!["hidden".into()] };
+        let tools = ToolSet::compile(&filter).unwrap();
+        decide_in(level, &caller, namespace.member("demo").unwrap(), server, &tools, access, tool)
+    }
+
+    #[test]
+    fn view_lists_and_does_nothing_else() {
+        let server = server("default", true);
+        let view = |key, access, tool| check_in(Level::View, "readonly", key, &server, access, tool);
+        assert!(matches!(view(None, Access::List, None), Decision::Allow(_)));
+        assert!(matches!(view(None, Access::List, Some("echo")), Decision::Allow(_)));
+        assert!(matches!(view(None, Access::List, Some("hidden")), Decision::HideTool(_)));
+        assert!(matches!(view(None, Access::Read, None), Decision::Forbid(_)));
+        assert!(matches!(view(None, Access::Call, Some("echo")), Decision::Forbid(_)));
+        assert!(matches!(view(None, Access::Call, Some("drop_all")), Decision::HideTool(_)));
+        let elsewhere = KeyLimits { servers: vec!["other".into()], ..KeyLimits::default() };
+        assert!(matches!(view(Some(elsewhere), Access::List, None), Decision::HideServer(_)));
+    }
+
+    #[test]
+    fn execute_needs_what_the_server_needs_and_what_the_namespace_shows() {
+        let server = server("default", true);
+        let execute = |role, tool| check_in(Level::Execute, role, None, &server, Access::Call, Some(tool));
+        assert!(matches!(execute("user", "echo"), Decision::Allow(_)));
+        assert_eq!(execute("user", "drop_all"), Decision::HideTool("namespace:expose".into()));
+        assert_eq!(execute("user", "hidden"), Decision::HideTool("server:tools".into()));
+        assert!(matches!(execute("readonly", "echo"), Decision::HideServer(_)));
+        let off = self::server("default", false);
+        assert_eq!(check_in(Level::Execute, "user", None, &off, Access::Read, None), Decision::Disabled);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::credential::{ApiKey, KeyHash, Pepper};
+use crate::namespace::NamespaceEntry;
 use crate::principal::Principal;
 use crate::seal::SealRing;
 use crate::server::{Server, ToolSet};
@@ -70,6 +71,8 @@ pub enum Kind {
     TokenKey,
     /// The settings.
     Settings,
+    /// A namespace.
+    Namespace,
 }
 
 impl Kind {
@@ -81,19 +84,20 @@ impl Kind {
             Self::ApiKey => "api_key",
             Self::TokenKey => "token_key",
             Self::Settings => "settings",
+            Self::Namespace => "namespace",
         }
     }
 
     /// Reads the word.
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::Server, Self::Principal, Self::ApiKey, Self::TokenKey, Self::Settings]
+        [Self::Server, Self::Principal, Self::ApiKey, Self::TokenKey, Self::Settings, Self::Namespace]
             .into_iter()
             .find(|kind| kind.as_str() == word)
     }
 }
 
-/// Names a resource: its kind, and its id within the kind (UUID of a server or principal, public id of a key,
-/// `kid` of a token key, `settings`).
+/// Names a resource: its kind, and its id within the kind (UUID of a server, principal or namespace, public
+/// id of a key, `kid` of a token key, `settings`).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResourceKey {
     /// Its kind.
@@ -118,6 +122,9 @@ pub struct Snapshot {
     pub revision: u64,
     pub(crate) servers: HashMap<Uuid, Arc<ServerEntry>>,
     by_name: HashMap<String, HashMap<String, Arc<ServerEntry>>>,
+    in_order: HashMap<String, Vec<Arc<ServerEntry>>>,
+    pub(crate) namespaces: HashMap<Uuid, Arc<NamespaceEntry>>,
+    namespaces_by_name: HashMap<String, HashMap<String, Arc<NamespaceEntry>>>,
     pub(crate) principals: HashMap<Uuid, Arc<Principal>>,
     pub(crate) keys: HashMap<String, (KeyHash, Arc<ApiKey>)>,
     by_hash: HashMap<KeyHash, Arc<ApiKey>>,
@@ -131,6 +138,16 @@ impl Snapshot {
     /// Finds a server by its tenant and name.
     pub fn server(&self, tenant: &str, name: &str) -> Option<&Arc<ServerEntry>> {
         self.by_name.get(tenant)?.get(name)
+    }
+
+    /// The servers of a tenant, in the order of their names.
+    pub fn servers_of(&self, tenant: &str) -> impl Iterator<Item = &Arc<ServerEntry>> {
+        self.in_order.get(tenant).into_iter().flatten()
+    }
+
+    /// Finds a namespace by its tenant and name.
+    pub fn namespace(&self, tenant: &str, name: &str) -> Option<&Arc<NamespaceEntry>> {
+        self.namespaces_by_name.get(tenant)?.get(name)
     }
 
     /// Every server, in no order.
@@ -169,12 +186,13 @@ impl Snapshot {
     }
 
     /// How many resources of each kind it holds, for the admin port.
-    pub fn counts(&self) -> [(&'static str, usize); 4] {
+    pub fn counts(&self) -> [(&'static str, usize); 5] {
         [
             ("servers", self.servers.len()),
             ("principals", self.principals.len()),
             ("api_keys", self.keys.len()),
             ("token_keys", self.token_keys.len()),
+            ("namespaces", self.namespaces.len()),
         ]
     }
 
@@ -186,6 +204,7 @@ impl Snapshot {
             Kind::ApiKey => self.keys.contains_key(&key.id),
             Kind::TokenKey => self.token_keys.contains_key(&key.id),
             Kind::Settings => self.settings.is_some(),
+            Kind::Namespace => key.id.parse().is_ok_and(|id: Uuid| self.namespaces.contains_key(&id)),
         }
     }
 
@@ -196,6 +215,9 @@ impl Snapshot {
             revision: self.revision,
             servers: self.servers.clone(),
             by_name: HashMap::new(),
+            in_order: HashMap::new(),
+            namespaces: self.namespaces.clone(),
+            namespaces_by_name: HashMap::new(),
             principals: self.principals.clone(),
             keys: self.keys.clone(),
             by_hash: HashMap::new(),
@@ -224,6 +246,11 @@ impl Snapshot {
                 self.token_keys.remove(&key.id);
             }
             Kind::Settings => self.settings = None,
+            Kind::Namespace => {
+                if let Ok(id) = key.id.parse::<Uuid>() {
+                    self.namespaces.remove(&id);
+                }
+            }
         }
         self.refused.remove(key);
     }
@@ -236,6 +263,22 @@ impl Snapshot {
                 .entry(entry.server.tenant.clone())
                 .or_default()
                 .insert(entry.server.spec.name.clone(), Arc::clone(entry));
+        }
+        self.in_order = self
+            .by_name
+            .iter()
+            .map(|(tenant, servers)| {
+                let mut servers: Vec<_> = servers.values().map(Arc::clone).collect();
+                servers.sort_unstable_by(|one, other| one.server.spec.name.cmp(&other.server.spec.name));
+                (tenant.clone(), servers)
+            })
+            .collect();
+        self.namespaces_by_name.clear();
+        for entry in self.namespaces.values() {
+            self.namespaces_by_name
+                .entry(entry.namespace.tenant.clone())
+                .or_default()
+                .insert(entry.namespace.spec.name.clone(), Arc::clone(entry));
         }
         self.by_hash = self.keys.values().map(|(hash, key)| (*hash, Arc::clone(key))).collect();
         self

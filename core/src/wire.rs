@@ -17,6 +17,7 @@ use waffles_proto::{
 use crate::FieldError;
 use crate::audit::{Event, Outcome};
 use crate::credential::{ApiKey, ApiKeyParts, KeyHash, KeyLimits};
+use crate::namespace::NamespaceEntry;
 use crate::policy::Permission;
 use crate::principal::Principal;
 use crate::seal::{SealKey, SealRing};
@@ -215,6 +216,7 @@ pub fn server_to_proto(server: &Server, show_secrets: bool) -> registry_pb::Serv
         version: server.version,
         created_at: Some(timestamp(server.created_at)),
         updated_at: Some(timestamp(server.updated_at)),
+        seen: Vec::new(),
     }
 }
 
@@ -270,6 +272,7 @@ pub fn limits_to_proto(limits: &KeyLimits) -> auth_pb::KeyLimits {
         tools: limits.tools.clone(),
         ip_ranges: limits.ip_ranges.iter().map(ToString::to_string).collect(),
         read_only: limits.read_only,
+        namespaces: limits.namespaces.clone(),
     }
 }
 
@@ -280,6 +283,7 @@ pub fn limits_from_proto(message: auth_pb::KeyLimits) -> Result<KeyLimits, Vec<F
         servers: message.servers,
         tools: message.tools,
         read_only: message.read_only,
+        namespaces: message.namespaces,
         ..KeyLimits::default()
     };
     for (i, scope) in message.scopes.iter().enumerate() {
@@ -301,6 +305,11 @@ pub fn limits_from_proto(message: auth_pb::KeyLimits) -> Result<KeyLimits, Vec<F
             problems.push(FieldError::new(format!("limits.servers[{i}]"), "is not a server name"));
         }
     }
+    for (i, namespace) in limits.namespaces.iter().enumerate() {
+        if !crate::is_dns_label(namespace) {
+            problems.push(FieldError::new(format!("limits.namespaces[{i}]"), "is not a namespace's name"));
+        }
+    }
     for (i, tool) in limits.tools.iter().enumerate() {
         if !crate::server::is_pattern(tool) {
             problems.push(FieldError::new(format!("limits.tools[{i}]"), "is not a tool name or pattern"));
@@ -311,6 +320,7 @@ pub fn limits_from_proto(message: auth_pb::KeyLimits) -> Result<KeyLimits, Vec<F
         ("servers", limits.servers.len()),
         ("tools", limits.tools.len()),
         ("ip_ranges", limits.ip_ranges.len()),
+        ("namespaces", limits.namespaces.len()),
     ] {
         if count > 100 {
             problems.push(FieldError::new(format!("limits.{field}"), "must be at most 100"));
@@ -432,6 +442,7 @@ pub fn reference(key: &ResourceKey) -> pb::ResourceRef {
         Kind::ApiKey => pb::ResourceKind::ApiKey,
         Kind::TokenKey => pb::ResourceKind::TokenKey,
         Kind::Settings => pb::ResourceKind::Settings,
+        Kind::Namespace => pb::ResourceKind::Namespace,
     };
     pb::ResourceRef { kind: kind.into(), id: key.id.clone() }
 }
@@ -444,6 +455,7 @@ pub fn resource_key(reference: &pb::ResourceRef) -> Option<ResourceKey> {
         pb::ResourceKind::ApiKey => Kind::ApiKey,
         pb::ResourceKind::TokenKey => Kind::TokenKey,
         pb::ResourceKind::Settings => Kind::Settings,
+        pb::ResourceKind::Namespace => Kind::Namespace,
         pb::ResourceKind::Unspecified => return None,
     };
     Some(ResourceKey::new(kind, reference.id.clone()))
@@ -457,6 +469,7 @@ pub fn key_of(resource: &pb::Resource) -> Option<ResourceKey> {
         pb::resource::Kind::ApiKey(_) => Kind::ApiKey,
         pb::resource::Kind::TokenKey(_) => Kind::TokenKey,
         pb::resource::Kind::Settings(_) => Kind::Settings,
+        pb::resource::Kind::Namespace(_) => Kind::Namespace,
     };
     Some(ResourceKey::new(kind, resource.id.clone()))
 }
@@ -489,8 +502,8 @@ pub struct Update {
 
 impl Snapshot {
     /// The snapshot after an update, and what of the update was refused. A removal is always applied. A refused
-    /// server keeps its last good form; a refused principal or key counts as absent, so that a right that
-    /// cannot be read is no right; refused settings keep the last good ones.
+    /// server keeps its last good form; a refused principal, key or namespace counts as absent, so that a
+    /// right that cannot be read is no right; refused settings keep the last good ones.
     pub fn with_update(&self, update: Update) -> (Snapshot, Vec<Refusal>) {
         let mut next = self.draft();
         if update.full {
@@ -520,7 +533,9 @@ impl Snapshot {
                 Err(reason) => {
                     match key.kind {
                         Kind::Server => next.keep_server(self, &key),
-                        Kind::Principal | Kind::ApiKey | Kind::TokenKey => next.remove(&key),
+                        Kind::Principal | Kind::ApiKey | Kind::TokenKey | Kind::Namespace => {
+                            next.remove(&key);
+                        }
                         Kind::Settings => {}
                     }
                     next.refused.insert(key.clone());
@@ -567,6 +582,13 @@ impl Snapshot {
                 let public_key = message.public_key.try_into().map_err(|_| "public_key: is not 32 bytes")?;
                 self.token_keys.insert(id, TokenKey { kid: message.kid, public_key });
             }
+            pb::resource::Kind::Namespace(message) => {
+                let namespace = namespace_from_proto(message)?;
+                same(&namespace.id.to_string())?;
+                let entry = NamespaceEntry::compile(namespace)
+                    .map_err(|pattern| format!("expose: cannot read {pattern}"))?;
+                self.namespaces.insert(entry.namespace.id, Arc::new(entry));
+            }
             pb::resource::Kind::Settings(message) => {
                 self.settings = Some(Arc::new(settings_from_proto(message)?));
             }
@@ -582,6 +604,7 @@ impl Snapshot {
         resources.extend(self.principals.values().map(|p| principal_resource(p)));
         resources.extend(self.keys.values().map(|(hash, key)| key_resource(key, hash)));
         resources.extend(self.servers.values().map(|entry| server_resource(&entry.server)));
+        resources.extend(self.namespaces.values().map(|entry| namespace_resource(&entry.namespace)));
         pb::StreamResponse {
             lineage: self.lineage.clone(),
             revision: self.revision,
@@ -708,6 +731,13 @@ pub fn outcome_from_proto(outcome: i32) -> Option<Outcome> {
         audit_pb::Outcome::Internal => Outcome::Internal,
     })
 }
+
+mod namespaces;
+
+pub use namespaces::{
+    member_from_proto, namespace_from_proto, namespace_resource, namespace_spec_from_proto,
+    namespace_to_proto,
+};
 
 #[cfg(test)]
 mod tests;

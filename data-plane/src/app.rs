@@ -328,6 +328,7 @@ fn health(current: Arc<Current>, desk: Arc<Desk>) -> impl Fn() -> Health + Send 
         spool_depth: desk.trail.depth(),
         uptime_seconds: started.elapsed().as_secs(),
         exchanges: desk.metrics.served.get(),
+        ..Health::default()
     }
 }
 

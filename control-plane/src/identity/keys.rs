@@ -179,6 +179,7 @@ fn widenings(ctx: &OpCtx, new: &NewApiKey) -> Vec<FieldError> {
     for (field, old, new) in [
         ("limits.servers", &old.servers, &new_limits.servers),
         ("limits.tools", &old.tools, &new_limits.tools),
+        ("limits.namespaces", &old.namespaces, &new_limits.namespaces),
     ] {
         if !old.is_empty() && (new.is_empty() || !new.iter().all(|name| old.contains(name))) {
             wider(field);

@@ -98,6 +98,8 @@ pub(super) struct KeyLimits {
     ip_ranges: Vec<String>,
     /// Only listing and reading.
     read_only: bool,
+    /// Names of namespaces; a key that is for some reaches servers through them only.
+    namespaces: Vec<String>,
 }
 
 /// A key to issue.
@@ -185,6 +187,7 @@ impl From<OwnedKey> for ApiKey {
                 tools: limits.tools,
                 ip_ranges: limits.ip_ranges,
                 read_only: limits.read_only,
+                namespaces: limits.namespaces,
             },
             created_at: key.created_at,
             expires_at: key.expires_at,
@@ -286,8 +289,8 @@ pub(super) async fn create_key(
     Actor(ctx): Actor,
     Body(new): Body<NewKey>,
 ) -> Result<(StatusCode, [(http::HeaderName, HeaderValue); 1], Json<IssuedKey>), Problem> {
-    let KeyLimits { scopes, servers, tools, ip_ranges, read_only } = new.limits;
-    let limits = pb::KeyLimits { scopes, servers, tools, ip_ranges, read_only };
+    let KeyLimits { scopes, servers, tools, ip_ranges, read_only, namespaces } = new.limits;
+    let limits = pb::KeyLimits { scopes, servers, tools, ip_ranges, read_only, namespaces };
     let limits = wire::limits_from_proto(limits).map_err(crate::error::Error::Invalid)?;
     let new = NewApiKey { name: new.name, limits, expires_at: new.expires_at, not_after: new.not_after };
     let (owned, secret) = door.services.identity.create_key(&ctx, new).await?;

@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(raw.encode_to_vec(), contract.encode_to_vec());
 
         let health = pb::Health { revision: 4, ..pb::Health::default() };
-        let raw = RawRequest { health: Some(health), ..RawRequest::default() };
+        let raw = RawRequest { health: Some(health.clone()), ..RawRequest::default() };
         let contract = pb::UploadRequest { message: Some(pb::upload_request::Message::Health(health)) };
         assert_eq!(raw.encode_to_vec(), contract.encode_to_vec());
     }
