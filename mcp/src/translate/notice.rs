@@ -33,6 +33,16 @@ pub fn untagged(message: &Message) -> Bytes {
     draft.write(None, true)
 }
 
+/// That nobody waits for a request any more [2025-11-25 basic/utilities/cancellation]. `request` is the id under which its
+/// receiver knows it.
+pub fn cancelled(request: &Id, reason: &str) -> Bytes {
+    let params = Writer::of(&[
+        ("requestId", request.as_json().as_bytes()),
+        ("reason", json_string(reason).as_bytes()),
+    ]);
+    message(None, Method::Cancelled.as_str(), &params)
+}
+
 /// The order of the log levels, the least important first (RFC 5424).
 pub fn level_rank(level: &str) -> Option<u8> {
     const LEVELS: [&str; 8] =

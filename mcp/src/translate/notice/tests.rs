@@ -102,6 +102,14 @@ fn a_subscription_begins_and_ends_under_its_id() {
 }
 
 #[test]
+fn a_cancelled_request_is_named_with_the_type_of_its_id() {
+    for id in [Id::number(7), Id::string("7")] {
+        let sent = parse(std::str::from_utf8(&cancelled(&id, "the client has gone")).unwrap());
+        assert_eq!(crate::head(&sent).unwrap().request_id, Some(id));
+    }
+}
+
+#[test]
 fn what_has_changed_is_named() {
     assert_eq!(
         value(&list_changed(&Method::ToolsListChanged)),
