@@ -13,16 +13,18 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use aws_lc_rs::{digest, rand};
+use aws_lc_rs::digest;
+use futures_util::future::join_all;
 use http::Response;
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 use waffles_core::snapshot::Snapshot;
+use waffles_mcp::translate::Client;
 use waffles_mcp::translate::notice::Filter;
 use waffles_runtime::task;
 
-use self::feed::{Decided, Feed, Key, Member};
+use self::feed::{Decided, Feed, Key, Member, Seat};
 use self::listener::{Listener, Looked};
 use self::topic::Topic;
 use crate::authn::Identity;
@@ -34,6 +36,7 @@ use crate::record::Record;
 use crate::reject::Reject;
 use crate::shared::Means;
 use crate::stream::Body;
+use crate::upstream::eras::Speaks;
 
 pub use listener::{Audience, Listening, Renew};
 pub use topic::List;
@@ -43,6 +46,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a listener waits for the servers before it is told what it gets.
 const SERVER_TIME: Duration = Duration::from_secs(15);
 const FEDERATED_TIME: Duration = Duration::from_secs(3);
+/// How long a `resources/subscribe` may take.
+const SUBSCRIBE_TIME: Duration = Duration::from_secs(5);
 /// How long a subscription stays open for who asked once.
 const KEEP: Duration = Duration::from_secs(300);
 /// Resources and tasks that one listener, and all who share a subscription, may name.
@@ -74,6 +79,8 @@ pub struct Ask {
     pub audience: Audience,
     /// Who it is.
     pub identity: Identity,
+    /// What it says of itself.
+    pub client: Client,
     /// What it asks for, in its own words. A session's is `Ask::filter_of`.
     pub filter: Filter,
     /// What it may listen to under a configuration; none where the door itself is closed to it.
@@ -88,14 +95,29 @@ pub struct Ask {
 
 impl Ask {
     /// A client at the door of one server, under the server's own names.
-    pub fn at_server(permit: &Permit, audience: Audience, filter: Filter, outbox: Outbox) -> Self {
+    pub fn at_server(
+        permit: &Permit,
+        audience: Audience,
+        client: Client,
+        filter: Filter,
+        outbox: Outbox,
+    ) -> Self {
         let identity = permit.identity().clone();
         let permit = permit.clone();
         let renew = move |snapshot: &Snapshot, _: &Identity| {
             let part = Part { permit: permit.renewed(snapshot)?, naming: Naming::Own };
             Some(View { parts: vec![part], mark: 0 })
         };
-        Self { audience, identity, filter, renew: Box::new(renew), federated: false, outbox, again: false }
+        Self {
+            audience,
+            identity,
+            client,
+            filter,
+            renew: Box::new(renew),
+            federated: false,
+            outbox,
+            again: false,
+        }
     }
 
     /// The standing stream of a session: all lists, and what the session has subscribed to.
@@ -146,10 +168,11 @@ impl Hub {
     }
 
     /// Keeps a subscription to a server's lists open for a while, for a cache.
-    pub fn want(&self, means: &Means, permit: &Permit) {
-        let key = key(permit);
+    pub fn want(&self, means: &Means, permit: &Permit, client: &Client) {
+        let seat = Seat { client: client.clone(), owner: None };
+        let key = key(means, permit, &seat);
         let until = Instant::now() + KEEP;
-        while !self.feed(means, &key).keep(permit, until) {}
+        while !self.feed(means, &key, &seat).keep(permit, until) {}
     }
 
     /// Opens a stream of what changes. The record goes with it.
@@ -157,9 +180,9 @@ impl Hub {
         &self,
         means: &Means,
         ask: Ask,
-        record: &mut Record,
+        exchange_record: &mut Record,
     ) -> Result<Response<Body>, Reject> {
-        let Ask { audience, identity, filter, renew, federated, outbox, again } = ask;
+        let Ask { audience, identity, client, filter, renew, federated, outbox, again } = ask;
         if filter.uris.len() + filter.task_ids.len() > MAX_NAMED {
             return Err(Reject::TooMany("resources in one subscription"));
         }
@@ -171,7 +194,14 @@ impl Hub {
             inner.next += 1;
             inner.next
         };
-        let listener = Listener::new(number, audience, identity.clone(), renew, outbox, record.hand_over());
+        let owner = match &audience {
+            Audience::Standing(session) => Some(session.nonce),
+            Audience::Listen(_) => None,
+        };
+        let seat = Seat { client, owner };
+        find_out(means, &view.parts).await;
+        let record = exchange_record.hand_over();
+        let listener = Listener::new(number, audience, seat, identity.clone(), renew, outbox, record);
         let listener = Arc::new(listener);
         // From here on, whatever happens, the listener leaves with its stream.
         let stream = self.enter(means, &listener);
@@ -185,7 +215,7 @@ impl Hub {
             let honoured = match honoured(&feeds, &filter, federated, until).await {
                 Ok(honoured) => honoured,
                 Err(reject) => {
-                    *record = listener.record();
+                    *exchange_record = listener.record();
                     return Err(reject);
                 }
             };
@@ -237,8 +267,8 @@ impl Hub {
         }
     }
 
-    /// A session's client has subscribed to a resource, or ended that.
-    pub fn rewish(&self, session: &Session) {
+    /// A session's client has subscribed to a resource, or ended that. Returns when the server has been told.
+    pub async fn rewish(&self, session: &Session) {
         let listener = {
             let inner = self.inner.lock();
             let number = inner.standing.get(&session.nonce);
@@ -247,9 +277,21 @@ impl Hub {
         let Some(listener) = listener else { return };
         let filter = Ask::filter_of(session);
         listener.set_filter(filter.clone());
-        for feed in listener.look().feeds {
-            feed.rewish(listener.number, |naming| topic::own(&filter, naming));
+        let until = Instant::now() + SUBSCRIBE_TIME;
+        let feeds = listener.look().feeds;
+        let mut wishes = Vec::with_capacity(feeds.len());
+        for feed in feeds {
+            let mut own = Filter::default();
+            feed.rewish(listener.number, |naming| {
+                own = topic::own(&filter, naming);
+                own.clone()
+            });
+            wishes.push((feed, own));
         }
+        // The client may touch the resource as soon as it has its answer. A server that cannot be reached now is
+        // subscribed to when it is back, and what was missed is announced then.
+        let decided = wishes.iter().filter(|(_, own)| !own.uris.is_empty());
+        join_all(decided.map(|(feed, own)| feed.decided(own, until))).await;
     }
 
     /// Has a listener share the subscriptions to these servers, beside those that it shares already.
@@ -263,14 +305,15 @@ impl Hub {
     ) -> Vec<(Arc<Feed>, Naming)> {
         let mut joined: Vec<(Arc<Feed>, Naming)> = Vec::with_capacity(parts.len());
         for Part { permit, naming } in parts {
-            let key = key(permit);
-            if joined.iter().any(|(feed, _)| feed.key == key) {
+            let key = key(means, permit, &listener.seat);
+            if joined.iter().any(|(feed, _)| feed.key.is_like(&key)) {
                 continue;
             }
             let late = !before.is_empty();
             loop {
-                let known = before.iter().find(|feed| feed.key == key).cloned();
-                let feed = known.unwrap_or_else(|| self.feed(means, &key));
+                // What is known of the server's era may have been forgotten meanwhile.
+                let known = before.iter().find(|feed| feed.key.is_like(&key)).cloned();
+                let feed = known.unwrap_or_else(|| self.feed(means, &key, &listener.seat));
                 let mut wants = topic::own(filter, naming);
                 let names = wants.uris.len() + wants.task_ids.len();
                 if names > 0 && feed.named() + names > MAX_NAMED_TOGETHER {
@@ -289,13 +332,13 @@ impl Hub {
     }
 
     /// The subscription with this key; a new one where there is none.
-    fn feed(&self, means: &Means, key: &Key) -> Arc<Feed> {
+    fn feed(&self, means: &Means, key: &Key, seat: &Seat) -> Arc<Feed> {
         let mut inner = self.inner.lock();
         let feeds = inner.feeds.entry(key.server).or_default();
         if let Some(feed) = feeds.iter().find(|feed| feed.key == *key) {
             return Arc::clone(feed);
         }
-        let feed = Arc::new(Feed::new(key.clone(), nonce()));
+        let feed = Arc::new(Feed::new(key.clone(), seat.clone()));
         feeds.push(Arc::clone(&feed));
         drop(inner);
         means.desk.metrics.subscriptions.inc();
@@ -407,6 +450,19 @@ impl std::fmt::Debug for Hub {
     }
 }
 
+/// Finds out which of the servers are stateless, where nobody knows yet: those subscriptions are shared.
+async fn find_out(means: &Means, parts: &[Part]) {
+    let unknown = |part: &&Part| {
+        matches!(means.shared.eras.seen(&part.permit.entry().server).stateless, Speaks::Unknown)
+    };
+    let asked =
+        parts.iter().filter(unknown).map(|part| means.shared.eras.stateless(&means.upstream, &part.permit));
+    // A server that does not answer now gets a subscription that is not shared, once it does.
+    if timeout(FEDERATED_TIME, join_all(asked)).await.is_err() {
+        tracing::debug!("not every server said in time which era it speaks");
+    }
+}
+
 /// What of a wish the servers honour, once they have said so.
 async fn honoured(
     feeds: &[(Arc<Feed>, Naming)],
@@ -429,8 +485,9 @@ async fn honoured(
     Ok(honoured.intersect(filter))
 }
 
-/// Who shares a subscription: those with the same rights to the same server. Nothing of a principal is in it.
-fn key(permit: &Permit) -> Key {
+/// Who shares a subscription: those with the same rights to the same server. Nothing of a principal is in that; only at a
+/// server that has sessions everybody listens in its own.
+fn key(means: &Means, permit: &Permit, seat: &Seat) -> Key {
     let (identity, server) = (permit.identity(), &permit.entry().server);
     let principal = identity.principal();
     let mut roles: Vec<&str> = principal.roles.iter().map(String::as_str).collect();
@@ -439,14 +496,7 @@ fn key(permit: &Permit) -> Key {
     let text = serde_json::to_vec(&(&principal.tenant, roles, limits)).unwrap_or_default();
     let mut rights = [0; 32];
     rights.copy_from_slice(digest::digest(&digest::SHA256, &text).as_ref());
-    Key { server: server.id, version: server.version, rights }
-}
-
-/// Names a session of the hub's own. Without random numbers it is no secret, and need not be one.
-fn nonce() -> u128 {
-    let mut nonce = [0; 16];
-    match rand::fill(&mut nonce) {
-        Ok(()) => u128::from_be_bytes(nonce),
-        Err(_) => Uuid::now_v7().as_u128(),
-    }
+    let stateless = means.shared.eras.seen(server).stateless.is_yes();
+    let seat = (!stateless).then(|| seat.mark(identity));
+    Key { server: server.id, version: server.version, rights, seat }
 }

@@ -273,7 +273,7 @@ impl Means {
         let generation = catalogue.generation(&key);
         match self.read_list(front, member, kind, until).await {
             Ok(read) => {
-                self.shared.hub.want(self, &member.permit);
+                self.shared.hub.want(self, &member.permit, &front.client);
                 let now = Instant::now();
                 let covered = self.shared.hub.covers(member.permit.entry().server.id, kind.list());
                 let fresh = match read.ttl {

@@ -39,7 +39,8 @@ impl Gateway {
                 Stood::Done(response) => Ok(response),
                 Stood::Listens(session, outbox, again) => {
                     let filter = Ask::filter_of(&session);
-                    let ask = Ask::at_server(&permit, Audience::Standing(session), filter, outbox);
+                    let ask =
+                        Ask::at_server(&permit, Audience::Standing(session), front.client, filter, outbox);
                     self.shared.hub.listen(&self.means(), Ask { again, ..ask }, &mut exchange.record).await
                 }
             };
@@ -54,7 +55,7 @@ impl Gateway {
             return self.open(exchange, &session, &described);
         }
         match local::of(&front, &head)? {
-            Local::Result(result) => self.answer_locally(exchange, &front, &head, &result),
+            Local::Result(result) => self.answer_locally(exchange, &front, &head, &result).await,
             Local::Accepted => Ok(empty(exchange, Response::new(Body::Empty), StatusCode::ACCEPTED)),
             Local::Describe => {
                 let described = self.means().describe(&front, &permit).await?;
@@ -96,7 +97,7 @@ impl Gateway {
     }
 
     /// A result that needs no server; a session's subscriptions may have changed with it.
-    pub(super) fn answer_locally(
+    pub(super) async fn answer_locally(
         &self,
         exchange: &mut Exchange,
         front: &Front,
@@ -106,7 +107,7 @@ impl Gateway {
         if let (Method::ResourcesSubscribe | Method::ResourcesUnsubscribe, Some(session)) =
             (&head.method, &front.session)
         {
-            self.shared.hub.rewish(session);
+            self.shared.hub.rewish(session).await;
         }
         answer(exchange, result)
     }
@@ -165,7 +166,13 @@ impl Gateway {
         let id = exchange.id.clone().ok_or(Reject::Internal("request_without_id"))?;
         self.desk.trail.admit(permit.entry().server.spec.audit).map_err(|_| Reject::AuditUnavailable)?;
         let filter = Filter::parse(head.notifications.as_deref().unwrap_or(b"{}"))?;
-        let ask = Ask::at_server(permit, Audience::Listen(id), filter, Outbox::default());
+        let ask = Ask::at_server(
+            permit,
+            Audience::Listen(id),
+            Front::stateless(head).client,
+            filter,
+            Outbox::default(),
+        );
         self.shared.hub.listen(&self.means(), ask, &mut exchange.record).await
     }
 

@@ -45,7 +45,9 @@ impl Gateway {
                     let filter = Ask::filter_of(&session);
                     let renew = realm_of(door);
                     let audience = Audience::Standing(session);
-                    let ask = Ask { audience, identity, filter, renew, federated: true, outbox, again };
+                    let client = front.client;
+                    let ask =
+                        Ask { audience, identity, client, filter, renew, federated: true, outbox, again };
                     self.shared.hub.listen(&self.means(), ask, &mut exchange.record).await
                 }
             };
@@ -59,7 +61,7 @@ impl Gateway {
             return self.open(exchange, &session, &described);
         }
         match local::of(&front, &head)? {
-            Local::Result(result) => self.answer_locally(exchange, &front, &head, &result),
+            Local::Result(result) => self.answer_locally(exchange, &front, &head, &result).await,
             Local::Accepted => Ok(empty(exchange, Response::new(Body::Empty), StatusCode::ACCEPTED)),
             Local::Describe => {
                 let described = self.means().describe_all(&front, &realm).await;
@@ -70,7 +72,9 @@ impl Gateway {
                 let filter = Filter::parse(head.notifications.as_deref().unwrap_or(b"{}"))?;
                 let (audience, outbox) = (Audience::Listen(id), Outbox::default());
                 let renew = realm_of(door);
-                let ask = Ask { audience, identity, filter, renew, federated: true, outbox, again: false };
+                let client = front.client;
+                let ask =
+                    Ask { audience, identity, client, filter, renew, federated: true, outbox, again: false };
                 self.shared.hub.listen(&self.means(), ask, &mut exchange.record).await
             }
             Local::Ask => match List::of(&head.method) {

@@ -16,7 +16,7 @@ use waffles_mcp::jsonrpc::result_response;
 use waffles_mcp::translate::notice::{self, Filter};
 use waffles_mcp::{Id, Message};
 
-use super::feed::Feed;
+use super::feed::{Feed, Seat};
 use super::topic::Topic;
 use super::waiting::Waiting;
 use super::{Hub, View};
@@ -49,6 +49,8 @@ pub struct Listener {
     pub number: u64,
     /// Who it is.
     pub audience: Audience,
+    /// In whose sessions it listens.
+    pub seat: Seat,
     /// What it may listen to.
     pub renew: Box<Renew>,
     outbox: Outbox,
@@ -83,6 +85,7 @@ impl Listener {
     pub fn new(
         number: u64,
         audience: Audience,
+        seat: Seat,
         identity: Identity,
         renew: Box<Renew>,
         outbox: Outbox,
@@ -98,7 +101,7 @@ impl Listener {
             said: Instant::now(),
             begun: false,
         };
-        Self { number, audience, renew, outbox, state: Mutex::new(state) }
+        Self { number, audience, seat, renew, outbox, state: Mutex::new(state) }
     }
 
     /// Tells it that something has changed. Of several messages about one topic it gets the newest.

@@ -1,5 +1,6 @@
-//! One subscription at one server: the stream of a `subscriptions/listen`, or that of a session of the hub's own, in which
-//! resources are subscribed to one by one.
+//! One subscription at one server: the stream of a `subscriptions/listen`, or that of the session in which the same
+//! client's calls are made, where resources are subscribed to one by one: a server may tell a session only of what was
+//! done in it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -7,24 +8,29 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method as HttpMethod, StatusCode, header};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use waffles_mcp::capability::Capabilities;
 use waffles_mcp::headers::{MCP_METHOD, MCP_PROTOCOL_VERSION};
 use waffles_mcp::jsonrpc::{code, error_response, result_response};
-use waffles_mcp::translate::Client;
+use waffles_mcp::translate::input;
 use waffles_mcp::translate::notice::Filter;
-use waffles_mcp::{Id, Kind, Message, Method, Revision, Slot, head};
+use waffles_mcp::{Id, Kind, Message, Method, Revision, Slot, capability, head};
+use waffles_runtime::task;
 
+use super::feed::Seat;
 use super::topic;
+use crate::front::Session;
 use crate::permit::Permit;
 use crate::reject::{Reject, UpstreamFault};
 use crate::shared::Means;
-use crate::upstream::backs::{Back, Busy, Missed};
+use crate::upstream::backs::{Back, Hold, Missed};
 use crate::upstream::eras::waffles;
 use crate::upstream::{Heard, Inbox, Outgoing};
 
 /// How long a server may take to say what it honours, and to answer a `resources/subscribe`.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// How long a person may take to answer what a server asks.
+const ASKED_TIME: Duration = Duration::from_secs(600);
 /// How long a server is left alone before a stream is taken up again, whatever it says.
 const MIN_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(10);
@@ -44,7 +50,7 @@ pub(super) struct Source {
 
 enum How {
     Stateless { id: Id },
-    Session { back: Arc<Back>, _busy: Busy },
+    Session { back: Arc<Back>, _hold: Hold },
 }
 
 /// What a server says next.
@@ -58,11 +64,11 @@ pub(super) enum Said {
 }
 
 impl Source {
-    /// Subscribes. None where the server offers nothing of what is wanted. `owner` names a session of the hub's own.
+    /// Subscribes. None where the server offers nothing of what is wanted.
     pub(super) async fn open(
         means: &Means,
         permit: &Permit,
-        owner: u128,
+        seat: &Seat,
         wanted: &Filter,
     ) -> Result<Option<Self>, Reject> {
         match means.shared.eras.stateless(&means.upstream, permit).await? {
@@ -74,7 +80,7 @@ impl Source {
                 }
                 listen(means, permit, capabilities, asked).await
             }
-            None => in_session(means, permit, owner, wanted).await,
+            None => in_session(means, permit, seat, wanted).await,
         }
     }
 
@@ -86,29 +92,38 @@ impl Source {
         }
     }
 
-    /// What a message is; a server's question is answered, for nobody is there to be asked.
-    pub(super) async fn judge(&self, means: &Means, permit: &Permit, message: Message) -> Said {
+    /// What a message is. A question of the server is put to the session's client, where there is one.
+    pub(super) async fn judge(
+        &self,
+        means: &Means,
+        permit: &Permit,
+        client: Option<&Arc<Session>>,
+        message: Message,
+    ) -> Said {
         match (message.kind(), &self.how) {
             (Kind::Notification, _) => Said::Notification(message),
             (Kind::Request, How::Session { back, .. }) => {
                 let Some(id) = message.id() else { return Said::Nothing };
-                let answer = if message.method() == Some(Method::Ping.as_str()) {
-                    result_response(id, b"{}")
-                } else {
-                    error_response(
-                        Some(id),
-                        code::METHOD_NOT_FOUND,
-                        "nobody can be asked on this stream",
-                        None,
-                    )
-                };
-                if back.tell(&means.upstream, permit, answer).await.is_err() {
-                    tracing::debug!("a server did not take the answer to its question");
+                if message.method() == Some(Method::Ping.as_str()) {
+                    tell(means, permit, back, result_response(id, b"{}")).await;
+                } else if !ask_client(means, permit, back, client, &message) {
+                    let reason = "nobody can be asked this";
+                    let refusal = error_response(Some(id), code::METHOD_NOT_FOUND, reason, None);
+                    tell(means, permit, back, refusal).await;
                 }
                 Said::Nothing
             }
             (Kind::Response | Kind::Error, How::Stateless { id }) if message.id() == Some(id) => Said::Ended,
             _ => Said::Nothing,
+        }
+    }
+
+    /// Ends what was subscribed to in a session that goes on.
+    pub(super) async fn release(mut self, means: &Means, permit: &Permit) {
+        let How::Session { back, .. } = &self.how else { return };
+        let back = Arc::clone(back);
+        if self.subscribe(means, permit, &back, &Filter::default()).await.is_err() {
+            tracing::debug!("a server did not take the end of a subscription");
         }
     }
 
@@ -133,8 +148,13 @@ impl Source {
             return self.subscribe(means, permit, &back, wanted).await;
         }
         let lost = || Reject::upstream(UpstreamFault::BrokeOff, true);
-        let owner = 0; // It was stateless a moment ago; if it is not any more, the stream is opened anew from the start.
-        let next = Self::open(means, permit, owner, wanted).await?.ok_or_else(lost)?;
+        // It was stateless a moment ago; if it is not any more, the stream is opened anew from the start.
+        let Some(described) = means.shared.eras.stateless(&means.upstream, permit).await? else {
+            return Err(lost());
+        };
+        let capabilities = Capabilities::parse(&described.capabilities);
+        let asked = offered(&capabilities, wanted);
+        let next = listen(means, permit, capabilities, asked).await?.ok_or_else(lost)?;
         if !matches!(next.how, How::Stateless { .. }) {
             return Err(lost());
         }
@@ -275,30 +295,72 @@ fn listen_request(id: &Id, asked: &Filter) -> Outgoing {
     Outgoing { method: HttpMethod::POST, headers, body: body.into(), endpoint: None, path: None }
 }
 
-/// Opens a session of the hub's own and its stream. It declares no capabilities, so that the server asks nothing in it.
+/// Opens the stream of the session in which the same client's calls are made.
 async fn in_session(
     means: &Means,
     permit: &Permit,
-    owner: u128,
+    seat: &Seat,
     wanted: &Filter,
 ) -> Result<Option<Source>, Reject> {
     let (shared, upstream) = (&means.shared, &means.upstream);
-    let client = Client { capabilities: Bytes::from_static(b"{}"), info: Some(waffles()) };
-    let back = shared.backs.get(upstream, &shared.eras, permit, &client, Some(owner)).await?;
+    let back = shared.backs.get(upstream, &shared.eras, permit, &seat.client, seat.owner).await?;
     let capabilities = Capabilities::parse(&back.described.capabilities);
-    let inbox = match offered(&capabilities, wanted).is_empty() {
-        true => None,
-        false => back.listen(upstream, permit).await.map_err(failed)?,
-    };
-    let Some(inbox) = inbox else {
-        shared.backs.end_of(upstream, owner).await;
+    // In a client's own session the server may say more on its stream than what changes.
+    if offered(&capabilities, wanted).is_empty() && seat.owner.is_none() {
         return Ok(None);
-    };
+    }
+    let Some(inbox) = back.listen(upstream, permit).await.map_err(failed)? else { return Ok(None) };
     let lists = Filter { uris: BTreeSet::new(), task_ids: BTreeSet::new(), ..offered(&capabilities, wanted) };
-    let how = How::Session { _busy: back.busy(), back: Arc::clone(&back) };
+    let how = How::Session { _hold: back.hold(), back: Arc::clone(&back) };
     let mut source = Source { inbox, how, capabilities, first: None, asked: lists.clone(), honoured: lists };
     source.subscribe(means, permit, &back, wanted).await?;
     Ok(Some(source))
+}
+
+async fn tell(means: &Means, permit: &Permit, back: &Back, answer: Bytes) {
+    if back.tell(&means.upstream, permit, answer).await.is_err() {
+        tracing::debug!("a server did not take the answer to its question");
+    }
+}
+
+/// Puts a question to the client of a session on its standing stream, and gives the server the answer when it comes.
+/// False where that cannot be.
+fn ask_client(
+    means: &Means,
+    permit: &Permit,
+    back: &Arc<Back>,
+    client: Option<&Arc<Session>>,
+    message: &Message,
+) -> bool {
+    let (Some(session), Some(upstream_id)) = (client, message.id()) else { return false };
+    let (Some(standing), Some(request)) =
+        (session.standing(), input::from_server_request(&upstream_id.text(), message))
+    else {
+        return false;
+    };
+    if !capability::allows(&session.client.capabilities, &request.method, &request.params) {
+        return false;
+    }
+    let number = session.count();
+    let id = Id::string(&format!("waffles-{number}"));
+    let answer = session.ask(id.clone());
+    let elicitation = format!("{:032x}", session.nonce ^ u128::from(number));
+    if !standing.try_send(input::server_request(&id, &request, session.revision, &elicitation)) {
+        return false;
+    }
+    let (means, permit, back) = (means.clone(), permit.clone(), Arc::clone(back));
+    let upstream_id = upstream_id.clone();
+    task::spawn("question on a standing stream", async move {
+        let answer = timeout(ASKED_TIME, answer).await.ok().and_then(Result::ok);
+        let told = match answer {
+            Some(answer) => answer.rewrite_id(&upstream_id),
+            None => {
+                error_response(Some(&upstream_id), code::INTERNAL_ERROR, "the client did not answer", None)
+            }
+        };
+        tell(&means, &permit, &back, told).await;
+    });
+    true
 }
 
 fn failed(missed: Missed) -> Reject {

@@ -58,6 +58,7 @@ pub struct Back {
     line: Option<Line>,
     next_id: AtomicU64,
     calls: AtomicUsize,
+    holds: AtomicUsize,
     used: Mutex<Instant>,
     level: tokio::sync::Mutex<Option<String>>,
     /// The server has lost it.
@@ -206,12 +207,18 @@ impl Back {
         Busy(Arc::clone(self))
     }
 
+    /// Keeps it open until the guard goes, though no call is under way.
+    pub fn hold(self: &Arc<Self>) -> Hold {
+        self.holds.fetch_add(1, Ordering::Relaxed);
+        Hold(Arc::clone(self))
+    }
+
     fn touch(&self) {
         *self.used.lock() = Instant::now();
     }
 
     fn is_idle(&self) -> bool {
-        self.calls() == 0 && self.used.lock().elapsed() > IDLE
+        self.calls() == 0 && self.holds.load(Ordering::Relaxed) == 0 && self.used.lock().elapsed() > IDLE
     }
 
     fn is_alive(&self) -> bool {
@@ -376,6 +383,17 @@ impl Drop for Busy {
     }
 }
 
+/// Something that needs a session to stay open.
+#[derive(Debug)]
+pub struct Hold(Arc<Back>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.holds.fetch_sub(1, Ordering::Relaxed);
+        self.0.touch();
+    }
+}
+
 /// Opens a session: over Streamable HTTP where the server is not known not to speak it, else over HTTP+SSE.
 async fn open(upstream: &Upstream, eras: &Eras, permit: &Permit, client: &Client) -> Result<Back, Reject> {
     let server = &permit.entry().server;
@@ -452,6 +470,7 @@ impl Back {
             line: None,
             next_id: AtomicU64::new(1),
             calls: AtomicUsize::new(0),
+            holds: AtomicUsize::new(0),
             used: Mutex::new(Instant::now()),
             level: tokio::sync::Mutex::default(),
             lost: false.into(),
