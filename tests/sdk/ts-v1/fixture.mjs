@@ -125,7 +125,8 @@ function inJson(revision) {
         if (request.method !== 'POST') return refuse(response, 405, 'There is no stream.');
         const transport = new StreamableHTTPServerTransport({ sessionIdGenerator: undefined, enableJsonResponse: true });
         const server = build(world, revision);
-        response.on('close', () => server.close());
+        // To close the server would cancel the call, and a client of this era that goes away cancels nothing.
+        response.on('finish', () => server.close());
         await server.connect(transport);
         return transport.handleRequest(request, response);
     };

@@ -26,7 +26,8 @@ pub fn reason(client: &Client, server: &Server, _door: Door, feature: &str) -> O
             _ => None,
         };
     }
-    if server.vocabulary == "everything" && client.era == Era::Stateless {
+    // Over HTTP+SSE all that a server sends comes on one stream, so what it sends during a call is taken to be of it.
+    if server.name == "everything" && client.era == Era::Stateless {
         return match feature {
             "log" => Some(LOG_OF_NO_CALL),
             "roots" => Some(ROOTS_OF_NO_CALL),
