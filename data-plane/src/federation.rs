@@ -21,7 +21,6 @@ use waffles_mcp::{Revision, names};
 use crate::authn::Identity;
 use crate::bridge::Naming;
 use crate::front::Front;
-use crate::gateway::Scope;
 use crate::hub::{Part, View};
 use crate::permit::Permit;
 use crate::reject::Reject;
@@ -33,6 +32,17 @@ use catalogue::Key;
 pub const DEADLINE: Duration = Duration::from_secs(2);
 /// How long what servers say of themselves is believed.
 const DESCRIBED: Duration = Duration::from_secs(60);
+
+/// What stands behind a door.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// One server under its own names.
+    Server(String),
+    /// A namespace, federated.
+    Namespace(String),
+    /// Every server that the caller may use, federated.
+    All,
+}
 
 /// One server behind a federated door, as this caller may use it.
 #[derive(Debug, Clone)]

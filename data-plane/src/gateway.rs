@@ -38,6 +38,8 @@ use crate::upstream::eras::Speaks;
 use crate::upstream::{Upstream, is_type, next_frame};
 use native::translate;
 
+pub use crate::federation::Scope;
+
 /// Most bytes of a client's message.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// Most messages of a batch.
@@ -57,17 +59,6 @@ pub struct Door {
     pub tenant: Option<String>,
     /// What the path names.
     pub scope: Scope,
-}
-
-/// What stands behind a door.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Scope {
-    /// One server under its own names.
-    Server(String),
-    /// A namespace, federated.
-    Namespace(String),
-    /// Every server that the caller may use, federated.
-    All,
 }
 
 /// Where the client's message comes from.
