@@ -7,11 +7,13 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use chrono::{DateTime, Utc};
 use serde_json::json;
 use tokio_rustls::TlsAcceptor;
 use uuid::Uuid;
 use waffles_core::snapshot::Snapshot;
-use waffles_proto::audit::v1::Health;
+use waffles_mcp::{Era, Revision};
+use waffles_proto::audit::v1::{Health, SeenServer};
 use waffles_runtime::admin::{self, Admin, Gates};
 use waffles_runtime::drain::{self, Drain, Outcome, Signals, Trigger};
 use waffles_runtime::outbound::OutboundPolicy;
@@ -124,9 +126,15 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let status = discovery::spawn(follows, Arc::clone(&current), disk, snapshot_gate, drain.clone());
+    let shared =
+        Arc::new(Shared::new(peers::own_address(config.peer_url.as_deref(), mcp_addr, tls.is_some())));
     let sends = uplink::Config { link, proxy_id };
-    let uplink =
-        uplink::spawn(sends, &desk.trail, health(Arc::clone(&current), Arc::clone(&desk)), drain.clone());
+    let uplink = uplink::spawn(
+        sends,
+        &desk.trail,
+        health(Arc::clone(&current), Arc::clone(&desk), Arc::clone(&shared)),
+        drain.clone(),
+    );
     let tasks = Tasks::new();
     let admin = Admin::new(gates.clone(), registry, tasks.clone())
         .config(config.effective())
@@ -148,11 +156,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let worker = Worker {
         current,
         authenticator: Arc::new(Authenticator::default()),
-        shared: Arc::new(Shared::new(peers::own_address(
-            config.peer_url.as_deref(),
-            mcp_addr,
-            tls.is_some(),
-        ))),
+        shared,
         sse_sessions: Arc::default(),
         page_size: usize::try_from(config.list_page_size).unwrap_or(1000),
         desk,
@@ -320,7 +324,11 @@ impl Worker {
 }
 
 /// How this proxy says it is.
-fn health(current: Arc<Current>, desk: Arc<Desk>) -> impl Fn() -> Health + Send + Sync + 'static {
+fn health(
+    current: Arc<Current>,
+    desk: Arc<Desk>,
+    shared: Arc<Shared>,
+) -> impl Fn() -> Health + Send + Sync + 'static {
     let started = tokio::time::Instant::now();
     move || Health {
         revision: current.load().revision,
@@ -328,7 +336,18 @@ fn health(current: Arc<Current>, desk: Arc<Desk>) -> impl Fn() -> Health + Send 
         spool_depth: desk.trail.depth(),
         uptime_seconds: started.elapsed().as_secs(),
         exchanges: desk.metrics.served.get(),
-        ..Health::default()
+        servers: shared.eras.verdicts().into_iter().map(seen).collect(),
+    }
+}
+
+/// What was found out of a server, as the control plane shows it.
+fn seen((server, era, revision, found_at): (Uuid, Era, Revision, DateTime<Utc>)) -> SeenServer {
+    SeenServer {
+        server_id: server.to_string(),
+        endpoint: 0,
+        era: era.label().to_owned(),
+        revision: revision.as_str().to_owned(),
+        found_at: Some(waffles_core::wire::timestamp(found_at)),
     }
 }
 
