@@ -3,8 +3,12 @@
 //! stands in the associated data, so that a value sealed for one purpose opens for no other.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use aws_lc_rs::rand;
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::{hmac, rand};
 use zeroize::Zeroizing;
+
+/// Bytes of a tag.
+pub const TAG: usize = 16;
 
 /// Bytes that sealing adds.
 pub const OVERHEAD: usize = 1 + NONCE_LEN + 16;
@@ -31,6 +35,20 @@ impl SealKey {
     /// Its id.
     pub fn id(&self) -> u8 {
         self.id
+    }
+
+    fn tag(&self, purpose: &[u8], parts: &[&[u8]]) -> [u8; TAG] {
+        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &*self.bytes));
+        for part in std::iter::once(&purpose).chain(parts) {
+            // Each with its length, so that no two lists of parts read alike.
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part);
+        }
+        let mut tag = [0; TAG];
+        for (to, from) in tag.iter_mut().zip(context.sign().as_ref()) {
+            *to = *from;
+        }
+        tag
     }
 
     /// The key itself, for the wire to a proxy.
@@ -82,6 +100,16 @@ impl SealRing {
         Ok(sealed)
     }
 
+    /// A tag over some parts, the same whenever it is made. It hides nothing: it says that these belong together.
+    pub fn tag(&self, purpose: &[u8], parts: &[&[u8]]) -> Result<[u8; TAG], SealError> {
+        self.0.first().map(|key| key.tag(purpose, parts)).ok_or(SealError)
+    }
+
+    /// Whether a tag is one of these parts, under any of the keys.
+    pub fn is_tag_of(&self, tag: &[u8], purpose: &[u8], parts: &[&[u8]]) -> bool {
+        self.0.iter().any(|key| verify_slices_are_equal(&key.tag(purpose, parts), tag).is_ok())
+    }
+
     /// Opens a value that was sealed for this purpose.
     pub fn open(&self, purpose: &[u8], sealed: &[u8]) -> Result<Vec<u8>, SealError> {
         let (id, rest) = sealed.split_first().ok_or(SealError)?;
@@ -114,6 +142,22 @@ mod tests {
             assert_eq!(ring.open(b"session", &bad), Err(SealError), "byte {i}");
         }
         assert_eq!(ring.open(b"session", b""), Err(SealError));
+    }
+
+    #[test]
+    fn a_tag_is_that_of_its_parts_alone() {
+        let ring = SealRing::new(vec![SealKey::new(1, &[7; 32])]);
+        let tag = ring.tag(b"p", &[b"ab", b"c"]).unwrap();
+        assert_eq!(tag, ring.tag(b"p", &[b"ab", b"c"]).unwrap());
+        assert!(ring.is_tag_of(&tag, b"p", &[b"ab", b"c"]));
+        for (purpose, parts) in
+            [(b"q", [&b"ab"[..], b"c"]), (b"p", [b"a", b"bc"]), (b"p", [b"abc", b""]), (b"p", [b"c", b"ab"])]
+        {
+            assert!(!ring.is_tag_of(&tag, purpose, &parts));
+        }
+        let newer = SealRing::new(vec![SealKey::new(2, &[8; 32]), SealKey::new(1, &[7; 32])]);
+        assert!(newer.is_tag_of(&tag, b"p", &[b"ab", b"c"]));
+        assert!(!newer.is_tag_of(&tag[..15], b"p", &[b"ab", b"c"]));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use waffles_core::audit::Outcome;
 use waffles_mcp::jsonrpc::{error_response, result_response};
-use waffles_mcp::listing::filter_list;
+use waffles_mcp::listing::{filter_list, renamed};
 use waffles_mcp::translate::handshake::Described;
 use waffles_mcp::translate::input::{self, InputRequest};
 use waffles_mcp::translate::{notice, request, result};
@@ -32,6 +32,7 @@ use crate::record::{End, Record};
 use crate::reject::{Reject, UpstreamFault};
 use crate::shared::Means;
 use crate::stream::end_of;
+use crate::tasks;
 use crate::upstream::Inbox;
 use crate::upstream::backs::Back;
 use parked::{Parked, State};
@@ -308,6 +309,12 @@ impl Errand {
         }
         let mut bytes = message.result().unwrap_or_default();
         self.record.capture_response(self.permit.entry(), Some(&bytes));
+        if stateless && let Some(own) = message.text(Slot::ResultTaskId) {
+            let snapshot = self.means.current.load();
+            let settings = snapshot.settings().ok_or(Reject::NotReady)?;
+            let public = tasks::public(&settings.seal, &self.permit, &own).unwrap_or_default();
+            bytes = renamed(&bytes, "taskId", &public);
+        }
         if let Naming::Federated(server) = &self.naming {
             let wrap = |uri: &str| Some(uris::wrap(server, uri));
             bytes = uris::map_uris(method, &bytes, &wrap).map_err(bad)?.unwrap_or(bytes);

@@ -34,6 +34,7 @@ use crate::session::Session;
 use crate::shared::{Means, Shared};
 use crate::state::Current;
 use crate::stream::Body;
+use crate::tasks;
 use crate::upstream::eras::Speaks;
 use crate::upstream::{Upstream, is_type, next_frame};
 use native::translate;
@@ -256,6 +257,8 @@ impl Gateway {
     ) -> Result<Attached, Reject> {
         if let (true, Some(head)) = (exchange.modern, head) {
             return Ok(match self.shared.eras.stateless(&self.upstream, permit).await? {
+                // An id of a task is not the server's own.
+                Some(_) if tasks::is_about_one(&head.method) => Attached::Bridged(Front::stateless(head)),
                 Some(_) => Attached::Native(None),
                 None => Attached::Bridged(Front::stateless(head)),
             });

@@ -19,6 +19,7 @@ pub mod front;
 pub mod listing;
 pub mod permit;
 pub mod session;
+pub mod tasks;
 
 pub mod flow;
 pub mod shared;

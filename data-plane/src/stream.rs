@@ -269,7 +269,10 @@ impl Relay {
         if !is_ours && !resumed {
             return self.terms.record.metrics().dropped("answer_to_another_request");
         }
-        let Ok(bytes) = listing::answer_for(&self.terms.permit, self.terms.modern, method, message) else {
+        let snapshot = self.terms.current.load();
+        let ring = snapshot.settings().map(|settings| &settings.seal);
+        let answer = listing::answer_for(&self.terms.permit, self.terms.modern, method, message, ring);
+        let Ok(bytes) = answer else {
             return self.fail(UpstreamFault::BadAnswer);
         };
         if resumed {

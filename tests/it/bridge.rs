@@ -333,3 +333,37 @@ async fn a_transport_that_is_stated_is_not_probed() {
     assert_eq!(answer.status, 502, "the scripted server has no HTTP+SSE: {}", answer.text());
     assert!(waffles.upstream.seen().iter().all(|seen| seen.method == http::Method::GET));
 }
+
+#[tokio::test]
+async fn a_task_belongs_to_its_caller_and_server_at_every_door() {
+    let pair = Pair::of(Era::Stateless).await;
+    let task = json!({"resultType": "task", "taskId": "t/1", "status": "working",
+        "createdAt": "2026-11-25T00:00:00Z", "lastUpdatedAt": "2026-11-25T00:00:00Z", "ttlMs": 60000});
+    pair.server.on_tool("job", Behaviour::Result(task.clone()));
+    pair.server.on_method("tasks/get", Behaviour::Result(task));
+    let federated =
+        |key: &str| McpClient::new(&format!("http://{}/mcp", pair.waffles.proxy.mcp)).with_bearer(key);
+    for (client, tool) in [(pair.client(), "job"), (federated(&pair.waffles.key), "new__job")] {
+        let client = client.of(Era::Stateless).await;
+        let made = client.call(tool, json!({})).await.unwrap().result();
+        let id = made["taskId"].as_str().unwrap().to_owned();
+        assert!(id.starts_with("task.new.") && made["status"] == "working", "{made}");
+        let ask = |client: McpClient, id: String| async move {
+            let client = client.with("mcp-name", &id);
+            client.ask(2, "tasks/get", json!({"taskId": id})).await.unwrap()
+        };
+        let got = ask(client.clone(), id.clone()).await.result();
+        assert_eq!(got["taskId"], json!(id), "the same task has the same id");
+        let seen = pair.server.seen_of("tasks/get").pop().unwrap();
+        assert_eq!((seen.header("mcp-name"), &seen.json()["params"]["taskId"]), (Some("t/1"), &json!("t/1")));
+        let bob = if tool == "job" { pair.at(&pair.waffles.proxy, &pair.bob) } else { federated(&pair.bob) };
+        let bob = bob.of(Era::Stateless).await;
+        for (who, id) in
+            [(bob, id.clone()), (client.clone(), "t/1".into()), (client.clone(), format!("{id}A"))]
+        {
+            let refused = ask(who, id).await;
+            assert_eq!((refused.status.as_u16(), refused.error_code()), (200, -32602), "{}", refused.text());
+        }
+    }
+    assert_eq!(pair.server.seen_of("tasks/get").len(), 2, "nothing of the others' reached the server");
+}

@@ -18,6 +18,7 @@ use super::{Done, Errand, Parked, cannot_ask, is_answer};
 use crate::permit::Permit;
 use crate::reject::{Reject, UpstreamFault};
 use crate::shared::Means;
+use crate::tasks;
 use crate::upstream::Inbox;
 use crate::upstream::backs::{Back, Busy, Missed};
 
@@ -70,6 +71,10 @@ impl Drop for Call {
 
 impl Errand {
     pub(super) async fn ask_in_session(&mut self, back: Arc<Back>) -> Result<Done, Reject> {
+        if tasks::is_about_one(&self.head.method) {
+            // The tasks of 2025-11-25 are another protocol under the same name.
+            return Err(Reject::MethodNotFound { modern: self.front.is_stateless() });
+        }
         let call = match self.start(back).await {
             Ok(call) => call,
             // It did nothing with the request, so it may have it once more, in a session that it knows.

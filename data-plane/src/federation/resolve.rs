@@ -14,6 +14,7 @@ use super::{DEADLINE, Member, Realm};
 use crate::front::Front;
 use crate::reject::Reject;
 use crate::shared::Means;
+use crate::tasks;
 
 /// A request in its server's own names.
 #[derive(Debug)]
@@ -49,6 +50,12 @@ impl Means {
                 let mut head = Box::new(head.clone());
                 head.reference = Some(Reference::Resource(own.to_owned()));
                 Ok(found(member, head, vec![(Slot::RefUri, own.to_owned())]))
+            }
+            (method, _) if tasks::is_about_one(method) => {
+                let public = head.name.clone().unwrap_or_default();
+                let member = tasks::server_of(&public).and_then(|server| realm.member(server));
+                let member = member.ok_or(Reject::Unknown("task", public))?;
+                Ok(found(member, Box::new(head.clone()), Vec::new()))
             }
             _ => Err(Reject::MethodNotFound { modern: front.is_stateless() }),
         }

@@ -22,6 +22,7 @@ use crate::permit::Permit;
 use crate::record::End;
 use crate::reject::Reject;
 use crate::stream::Body;
+use crate::tasks;
 
 impl Gateway {
     /// A message whose client and server speak different eras.
@@ -165,7 +166,9 @@ impl Gateway {
     ) -> Result<Response<Body>, Reject> {
         let id = exchange.id.clone().ok_or(Reject::Internal("request_without_id"))?;
         self.desk.trail.admit(permit.entry().server.spec.audit).map_err(|_| Reject::AuditUnavailable)?;
-        let filter = Filter::parse(head.notifications.as_deref().unwrap_or(b"{}"))?;
+        let mut filter = Filter::parse(head.notifications.as_deref().unwrap_or(b"{}"))?;
+        // Tasks are asked for, not listened to: what a subscription says of them has the server's own ids.
+        filter.task_ids.clear();
         let ask = Ask::at_server(
             permit,
             Audience::Listen(id),
@@ -184,10 +187,17 @@ impl Gateway {
         permit: Permit,
         front: Front,
         message: Message,
-        head: Box<Head>,
+        mut head: Box<Head>,
         naming: Naming,
-        edits: Vec<(Slot, String)>,
+        mut edits: Vec<(Slot, String)>,
     ) -> Result<Response<Body>, Reject> {
+        if tasks::is_about_one(&head.method) {
+            let settings = exchange.snapshot.settings().ok_or(Reject::NotReady)?;
+            let public = head.name.take().unwrap_or_default();
+            let own = tasks::own(&settings.seal, &permit, &public).ok_or(Reject::Unknown("task", public))?;
+            edits.push((Slot::TaskId, own.clone()));
+            head.name = Some(own);
+        }
         let entry = Arc::clone(permit.entry());
         let state = match head.request_state.as_deref().filter(|_| front.is_stateless()) {
             Some(text) => {

@@ -69,7 +69,8 @@ impl Gateway {
             }
             Local::Listen => {
                 let id = exchange.id.clone().ok_or(Reject::Internal("request_without_id"))?;
-                let filter = Filter::parse(head.notifications.as_deref().unwrap_or(b"{}"))?;
+                let mut filter = Filter::parse(head.notifications.as_deref().unwrap_or(b"{}"))?;
+                filter.task_ids.clear();
                 let (audience, outbox) = (Audience::Listen(id), Outbox::default());
                 let renew = realm_of(door);
                 let client = front.client;

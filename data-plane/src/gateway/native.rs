@@ -188,7 +188,8 @@ async fn whole(
         return Err(failed(UpstreamFault::BadAnswer));
     }
     let method = call.head.as_ref().map(|head| &head.method);
-    let bytes = listing::answer_for(permit, exchange.modern, method, &message).map_err(invalid)?;
+    let ring = exchange.snapshot.settings().map(|settings| &settings.seal);
+    let bytes = listing::answer_for(permit, exchange.modern, method, &message, ring).map_err(invalid)?;
     exchange.record.capture_response(permit.entry(), message.result().as_deref());
     exchange.record.note_bytes(bytes.len());
     exchange.record.finish(end_of(&message));
