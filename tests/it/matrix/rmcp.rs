@@ -314,7 +314,13 @@ impl<'a> Peer<'a> {
         let before = if proof["grows"].is_string() { self.count(proof).await? } else { 0 };
         let request = ClientRequest::CallToolRequest(CallToolRequest::new(self.request(words)));
         let handle = self.client.send_cancellable_request(request, PeerRequestOptions::no_options()).await?;
-        sleep(Duration::from_millis(400)).await;
+        // A call that the server has not begun would be cancelled without its knowing.
+        if let Some(before) = proof["before"].as_str() {
+            let begun = async || Ok(self.call(proof).await?["content"][0]["text"] == before);
+            eventually(begun, || "the call never began".to_owned()).await?;
+        } else {
+            sleep(Duration::from_millis(400)).await;
+        }
         handle.cancel(Some("no longer needed".to_owned())).await?;
         let proven = async || {
             if proof["grows"].is_string() {

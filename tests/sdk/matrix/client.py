@@ -79,7 +79,7 @@ def labelled(words: Any) -> Any:
 
 class Checks:
     """The checks of one target; see `checksOf` in client.mjs. `peer` has `call(name, arguments, progress=None,
-    level=None)`, `cancel(name, arguments, after)`, `set_level(level)`, `tools()`, `resources()`, `templates()`,
+    level=None)`, `cancel(name, arguments, wait)` (which cancels once `wait()` is over), `set_level(level)`, `tools()`, `resources()`, `templates()`,
     `prompts()`, `read(uri)`, `prompt(name, arguments)`, `complete(ref, argument)`, `watch(uri, kind)` (a context
     manager), `failed(result)`, `code(error)`, `error` and `heard`.
     """
@@ -152,8 +152,17 @@ class Checks:
             return int(found.group(1)) if found else -1
 
         before = await count() if "grows" in proof else 0
-        with anyio.fail_after(5):
-            await self.peer.cancel(self.prefix + words["tool"], words["arguments"], 0.4)
+        async def begun() -> bool:
+            return text_of(await self.use(proof)) == proof["before"]
+
+        async def wait() -> None:
+            # A call that the server has not begun would be cancelled without its knowing.
+            if "before" in proof:
+                await eventually(begun, "the call never began")
+            else:
+                await anyio.sleep(0.4)
+
+        await self.peer.cancel(self.prefix + words["tool"], words["arguments"], wait)
 
         async def proven() -> bool:
             if "grows" in proof:

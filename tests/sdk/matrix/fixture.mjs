@@ -53,6 +53,7 @@ export class World {
     #listeners = new Set();
     grown = new Set();
     cancelled = new Set();
+    running = new Set();
     touched = 0;
 
     /** Hears `{ kind: 'tools' }` and `{ kind: 'resource', uri }` until the returned function is called. */
@@ -96,7 +97,7 @@ export function handlers(world, { elicits = true, notFound = -32002 } = {}) {
         async progress({ steps }, io) {
             for (let step = 1; step <= steps; step += 1) {
                 await io.progress(step, steps);
-                await sleep(20);
+                await sleep(100);
             }
             return said(`${steps} steps done`);
         },
@@ -106,6 +107,7 @@ export function handlers(world, { elicits = true, notFound = -32002 } = {}) {
             return said('logged');
         },
         async slow({ seconds, label }, io) {
+            world.running.add(label);
             try {
                 await sleep(seconds * 1000, io.signal);
             } catch (error) {
@@ -114,7 +116,7 @@ export function handlers(world, { elicits = true, notFound = -32002 } = {}) {
             }
             return said('done');
         },
-        cancelled: ({ label }) => said(world.cancelled.has(label) ? 'yes' : 'no'),
+        cancelled: ({ label }) => said(world.cancelled.has(label) ? 'yes' : world.running.has(label) ? 'running' : 'no'),
         ask: ({ question }, io) =>
             io.ask(
                 'elicitation/create',

@@ -64,6 +64,7 @@ class World:
         self.listeners: dict[object, Callable[[str, str], Awaitable[None]]] = {}
         self.grown: list[str] = []
         self.cancelled: set[str] = set()
+        self.running: set[str] = set()
         self.touched = 0
 
     async def publish(self, kind: str, uri: str = "") -> None:
@@ -115,7 +116,7 @@ class Fixture:
     async def call_progress(self, io: Any, steps: int) -> Any:
         for step in range(1, steps + 1):
             await io.progress(step, steps)
-            await anyio.sleep(0.02)
+            await anyio.sleep(0.1)
         return said(f"{steps} steps done")
 
     async def call_log(self, io: Any, text: str) -> Any:
@@ -124,6 +125,7 @@ class Fixture:
         return said("logged")
 
     async def call_slow(self, _io: Any, seconds: float, label: str) -> Any:
+        self.world.running.add(label)
         try:
             await anyio.sleep(seconds)
         except anyio.get_cancelled_exc_class():
@@ -132,7 +134,9 @@ class Fixture:
         return said("done")
 
     async def call_cancelled(self, _io: Any, label: str) -> Any:
-        return said("yes" if label in self.world.cancelled else "no")
+        if label in self.world.cancelled:
+            return said("yes")
+        return said("running" if label in self.world.running else "no")
 
     async def call_ask(self, io: Any, question: str) -> Any:
         form = {"mode": "form", "message": question, "requestedSchema": schema({"answer": STRING})}

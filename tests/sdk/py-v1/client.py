@@ -2,8 +2,8 @@
 
 import math
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +62,23 @@ class Peer:
     async def call(self, name: str, arguments: Any, progress: Any = None, level: Any = None) -> Any:
         return await self.session.call_tool(name, arguments, progress_callback=progress)
 
-    async def cancel(self, name: str, arguments: Any, after: float) -> None:
+    async def cancel(self, name: str, arguments: Any, wait: Callable[[], Awaitable[None]]) -> None:
         # This SDK tells the server nothing when a call is abandoned, whether by a time limit or by a cancelled
         # task, so the notification is sent by hand, with the id that the session gave the call.
-        number = self.session._request_id
-        try:
-            await self.session.call_tool(name, arguments, timedelta(seconds=after))
-        except McpError:
+        number = -1
+
+        async def call() -> None:
+            nonlocal number
+            number = self.session._request_id
+            await self.session.call_tool(name, arguments)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            await wait()
             params = types.CancelledNotificationParams(requestId=number, reason="no longer needed")
             notification = types.CancelledNotification(params=params)
             await self.session.send_notification(types.ClientNotification(notification))
-            return
-        raise AssertionError("the call ended by itself")
+            group.cancel_scope.cancel()
 
     async def set_level(self, level: Any) -> None:
         await self.session.set_logging_level(level)

@@ -3,6 +3,7 @@
 import math
 import sys
 import warnings
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,13 @@ class Peer:
         meta = {LOG_LEVEL: level} if self.stateless and level else None
         return await self.client.call_tool(name, arguments, progress_callback=progress, meta=meta)
 
-    async def cancel(self, name: str, arguments: Any, after: float) -> None:
+    async def cancel(self, name: str, arguments: Any, wait: Callable[[], Awaitable[None]]) -> None:
         # A cancelled scope is how this SDK cancels a call: it sends the notification in the session era and closes
         # the stream in the stateless one.
-        with anyio.move_on_after(after) as scope:
-            await self.client.call_tool(name, arguments)
-        assert scope.cancelled_caught, "the call ended by itself"
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.client.call_tool, name, arguments)
+            await wait()
+            group.cancel_scope.cancel()
 
     async def set_level(self, level: Any) -> None:
         if not self.stateless:
