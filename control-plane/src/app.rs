@@ -27,6 +27,7 @@ use crate::grpc;
 use crate::http::{self, Limits};
 use crate::identity::{self, Identity, OneTime};
 use crate::metrics;
+use crate::namespaces::Namespaces;
 use crate::proxies::Proxies;
 use crate::registry::Registry;
 use crate::rest::{self, Hosts};
@@ -113,6 +114,8 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let discovery = Discovery::new();
     let identity = Identity::new(db.clone(), &secrets, discovery.clone(), config.redis_url.as_ref())?;
     let first = identity.bootstrap().await.context("the first account cannot be made")?;
+    let namespaces = Namespaces::new(db.clone(), discovery.clone());
+    namespaces.bootstrap().await.context("the namespace `default` cannot be made")?;
     let settings = Settings::new(
         secrets.pepper,
         secrets.session_seal.clone(),
@@ -122,6 +125,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let services = Services {
         db: db.clone(),
         registry: Registry::new(db.clone(), secrets.seal.clone(), discovery.clone()),
+        namespaces,
         audit: Audit::new(db.clone()),
         proxies: Proxies::new(db.clone(), discovery.clone()),
         identity,

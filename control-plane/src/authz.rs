@@ -52,8 +52,13 @@ impl OpCtx {
 
     /// Waffles itself, for what happens at start and in tasks.
     pub fn system() -> Self {
+        Self::system_of(DEFAULT_TENANT)
+    }
+
+    /// Waffles itself, in a tenant.
+    pub fn system_of(tenant: &str) -> Self {
         Self {
-            principal: internal_principal("system"),
+            principal: Principal { tenant: tenant.to_owned(), ..internal_principal("system") },
             key: None,
             session: None,
             permissions: PermissionSet::all(),
@@ -97,6 +102,21 @@ impl OpCtx {
     pub fn sees_server(&self, name: &str) -> bool {
         let within = |key: &ApiKey| key.allows_server(name) && key.limits.namespaces.is_empty();
         self.key.as_ref().is_none_or(within)
+    }
+
+    /// Whether a namespace exists for the actor: a key that is for some namespaces does not know of others.
+    pub fn sees_namespace(&self, name: &str) -> bool {
+        self.key.as_ref().is_none_or(|key| key.allows_namespace(name))
+    }
+
+    /// Whether a server exists for the actor as a member of a namespace that the actor sees.
+    pub fn sees_member(&self, server: &str) -> bool {
+        self.key.as_ref().is_none_or(|key| key.allows_server(server))
+    }
+
+    /// The actor as policy knows it.
+    pub fn caller(&self) -> Caller<'_> {
+        Caller { principal: &self.principal, key: self.key.as_ref(), address: self.address }
     }
 
     /// What principal and key permit together.
@@ -192,6 +212,13 @@ pub const ROUTES: &[(Method, &str, Rule)] = &[
     (Method::DELETE, "/api/v1/servers/{name}", Rule::Needs(Permission::ServersWrite)),
     (Method::POST, "/api/v1/servers/{name}/enable", Rule::Needs(Permission::ServersWrite)),
     (Method::POST, "/api/v1/servers/{name}/disable", Rule::Needs(Permission::ServersWrite)),
+    (Method::GET, "/api/v1/namespaces", Rule::Needs(Permission::NamespacesRead)),
+    (Method::POST, "/api/v1/namespaces", Rule::Needs(Permission::NamespacesWrite)),
+    (Method::GET, "/api/v1/namespaces/{name}", Rule::Needs(Permission::NamespacesRead)),
+    (Method::PUT, "/api/v1/namespaces/{name}", Rule::Needs(Permission::NamespacesWrite)),
+    (Method::DELETE, "/api/v1/namespaces/{name}", Rule::Needs(Permission::NamespacesWrite)),
+    (Method::PUT, "/api/v1/namespaces/{name}/servers/{server}", Rule::Needs(Permission::NamespacesWrite)),
+    (Method::DELETE, "/api/v1/namespaces/{name}/servers/{server}", Rule::Needs(Permission::NamespacesWrite)),
     (Method::GET, "/api/v1/api-keys", OWN_OR_ALL_KEYS),
     (Method::POST, "/api/v1/api-keys", Rule::Needs(Permission::KeysOwn)),
     (Method::GET, "/api/v1/api-keys/{id}", OWN_OR_ALL_KEYS),
@@ -210,6 +237,13 @@ pub const METHODS: &[(&str, Rule)] = &[
     ("/waffles.registry.v1.RegistryService/UpdateServer", Rule::Needs(Permission::ServersWrite)),
     ("/waffles.registry.v1.RegistryService/SetServerEnabled", Rule::Needs(Permission::ServersWrite)),
     ("/waffles.registry.v1.RegistryService/DeleteServer", Rule::Needs(Permission::ServersWrite)),
+    ("/waffles.registry.v1.NamespaceService/CreateNamespace", Rule::Needs(Permission::NamespacesWrite)),
+    ("/waffles.registry.v1.NamespaceService/ListNamespaces", Rule::Needs(Permission::NamespacesRead)),
+    ("/waffles.registry.v1.NamespaceService/GetNamespace", Rule::Needs(Permission::NamespacesRead)),
+    ("/waffles.registry.v1.NamespaceService/UpdateNamespace", Rule::Needs(Permission::NamespacesWrite)),
+    ("/waffles.registry.v1.NamespaceService/DeleteNamespace", Rule::Needs(Permission::NamespacesWrite)),
+    ("/waffles.registry.v1.NamespaceService/AddServer", Rule::Needs(Permission::NamespacesWrite)),
+    ("/waffles.registry.v1.NamespaceService/RemoveServer", Rule::Needs(Permission::NamespacesWrite)),
     ("/waffles.auth.v1.AuthService/Login", Rule::Public),
     ("/waffles.auth.v1.AuthService/Refresh", Rule::Public),
     ("/waffles.auth.v1.AuthService/Logout", Rule::Public),

@@ -72,10 +72,11 @@ impl Discovery {
         self.shared.state.read().offer(held, again)
     }
 
-    /// What people call a resource: a server's or principal's name, otherwise its id.
+    /// What people call a resource: the name of a server, namespace or principal, otherwise its id.
     pub fn name_of(&self, key: &ResourceKey) -> String {
         let name = |resource: &pb::Resource| match resource.kind.as_ref()? {
             pb::resource::Kind::Server(server) => Some(server.spec.as_ref()?.name.clone()),
+            pb::resource::Kind::Namespace(namespace) => Some(namespace.spec.as_ref()?.name.clone()),
             pb::resource::Kind::Principal(principal) => Some(principal.principal.as_ref()?.name.clone()),
             _ => None,
         };
@@ -88,7 +89,7 @@ impl Discovery {
         let count = |kind| state.count(kind);
         serde_json::json!({
             "lineage": state.lineage, "revision": state.revision, "servers": count(Kind::Server),
-            "principals": count(Kind::Principal), "api_keys": count(Kind::ApiKey), "token_keys": count(Kind::TokenKey),
+            "namespaces": count(Kind::Namespace), "principals": count(Kind::Principal), "api_keys": count(Kind::ApiKey), "token_keys": count(Kind::TokenKey),
         })
     }
 

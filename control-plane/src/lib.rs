@@ -15,6 +15,7 @@ pub mod audit;
 pub mod authz;
 pub mod discovery;
 pub mod identity;
+pub mod namespaces;
 pub mod proxies;
 pub mod registry;
 pub mod services;

@@ -18,6 +18,7 @@ use crate::authz::OpCtx;
 use crate::discovery::Discovery;
 use crate::error::Error;
 use crate::page::{Page, Paged};
+use crate::store::namespaces::{self, Touched};
 use crate::store::servers::{self, Broken, NameClaim, ServerRow};
 use crate::store::{Db, Tx, changes};
 
@@ -42,7 +43,7 @@ impl Registry {
         Self { db, seal: Arc::new(seal), discovery }
     }
 
-    /// Registers a server. A name that is taken, or that the audit trail knows as another server's, is refused.
+    /// Registers a server, which joins the namespaces that new servers join. A name that is taken, or that the audit trail knows as another server's, is refused.
     pub async fn create(
         &self,
         ctx: &OpCtx,
@@ -69,6 +70,7 @@ impl Registry {
         let name = &server.spec.name;
         let sealed = servers::seal(&self.seal, server.id, &server.credential)?;
         let mut tx = self.db.begin().await?;
+        namespaces::lock(&mut tx, &server.tenant).await?;
         match servers::claim_name(&mut tx, &server.tenant, name, server.id).await? {
             NameClaim::Granted => {}
             NameClaim::Taken => return Err(Error::Conflict(format!("there is a server {name} already"))),
@@ -79,9 +81,12 @@ impl Registry {
             }
         }
         servers::insert(&mut tx, &server, &sealed).await?;
+        let joined = namespaces::join(&mut tx, &server.tenant, server.id, name, now).await?;
         let detail = json!({
             "id": server.id, "enabled": enabled, "credential": kind_of(&server.credential), "endpoints": urls(&server.spec),
+            "namespaces": names(&joined),
         });
+        hear_of(&mut tx, &joined).await?;
         self.finish(tx, ctx, "server.create", &server.spec.name, server.id, false, detail).await?;
         Ok(server)
     }
@@ -173,14 +178,19 @@ impl Registry {
         Ok(server)
     }
 
-    /// Retires a server. Its name stays taken as long as the audit trail tells of it.
+    /// Retires a server, which leaves its namespaces. Its name stays taken as long as the audit trail tells of it.
     pub async fn delete(&self, ctx: &OpCtx, name: &str) -> Result<(), Error> {
         ctx.require(Permission::ServersWrite)?;
         know(ctx, name)?;
         let mut tx = self.db.begin().await?;
-        let id = servers::delete(&mut tx, ctx.tenant(), name, micros(Utc::now())).await?;
+        namespaces::lock(&mut tx, ctx.tenant()).await?;
+        let now = micros(Utc::now());
+        let left = namespaces::leave(&mut tx, ctx.tenant(), name, now).await?;
+        let id = servers::delete(&mut tx, ctx.tenant(), name, now).await?;
         let id = id.ok_or_else(|| missing(name))?;
-        self.finish(tx, ctx, "server.delete", name, id, true, json!({ "id": id })).await
+        hear_of(&mut tx, &left).await?;
+        let detail = json!({ "id": id, "namespaces": names(&left) });
+        self.finish(tx, ctx, "server.delete", name, id, true, detail).await
     }
 
     /// How many servers the actor's tenant has.
@@ -211,6 +221,18 @@ impl Registry {
     fn open(&self, row: ServerRow) -> Result<Server, Error> {
         row.open(&self.seal).map_err(|broken: Broken| Error::internal(broken))
     }
+}
+
+/// Puts namespaces whose members changed with a server into the revision log.
+async fn hear_of(tx: &mut Tx, touched: &[Touched]) -> Result<(), Error> {
+    for namespace in touched {
+        changes::append(tx, &ResourceKey::new(Kind::Namespace, namespace.id.to_string()), false).await?;
+    }
+    Ok(())
+}
+
+fn names(touched: &[Touched]) -> Vec<&str> {
+    touched.iter().map(|namespace| namespace.name.as_str()).collect()
 }
 
 fn check(spec: &Spec, credential: Option<&Credential>) -> Result<(), Error> {

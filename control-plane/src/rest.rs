@@ -4,6 +4,7 @@
 mod extract;
 mod host;
 mod identity;
+mod namespaces;
 mod observe;
 mod problem;
 mod servers;
@@ -100,6 +101,9 @@ fn parts() -> (Router<Arc<Door>>, OpenApi) {
         .routes(routes!(servers::get, servers::update, servers::delete))
         .routes(routes!(servers::enable))
         .routes(routes!(servers::disable))
+        .routes(routes!(namespaces::list, namespaces::create))
+        .routes(routes!(namespaces::get, namespaces::update, namespaces::delete))
+        .routes(routes!(namespaces::add_server, namespaces::remove_server))
         .routes(routes!(identity::list_keys, identity::create_key))
         .routes(routes!(identity::get_key, identity::revoke_key))
         .routes(routes!(observe::search))

@@ -2,6 +2,7 @@
 
 use crate::audit::Audit;
 use crate::identity::Identity;
+use crate::namespaces::Namespaces;
 use crate::proxies::Proxies;
 use crate::registry::Registry;
 use crate::store::Db;
@@ -13,6 +14,7 @@ pub struct Services {
     pub db: Db,
     pub identity: Identity,
     pub registry: Registry,
+    pub namespaces: Namespaces,
     pub audit: Audit,
     pub proxies: Proxies,
 }

@@ -37,6 +37,7 @@ const CONTROL_PLANE: &[Row] = &[
     Row {
         modules: &[
             "registry",
+            "namespaces",
             "policy",
             "identity",
             "audit",

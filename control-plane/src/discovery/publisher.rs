@@ -20,7 +20,7 @@ use waffles_runtime::telemetry;
 
 use super::{Discovery, State};
 use crate::store::changes::{self, Change, Head};
-use crate::store::{Db, READ_TIME, Tx, principals, servers};
+use crate::store::{Db, READ_TIME, Tx, namespaces, principals, servers};
 
 /// A read of the whole state may take longer than one of a row.
 const MOST: Duration = Duration::from_secs(30);
@@ -149,6 +149,10 @@ impl Publisher {
                 put(key, resource);
             }
         }
+        for namespace in namespaces::load(tx, None).await? {
+            let key = ResourceKey::new(Kind::Namespace, namespace.id.to_string());
+            put(key, wire::namespace_resource(&namespace));
+        }
         for change in &log {
             if state.resource(&change.key).is_none() && (change.removed || is_right(change.key.kind)) {
                 state.remove(change.key.clone(), change.revision);
@@ -162,14 +166,20 @@ impl Publisher {
 
     /// Takes in what changed since the last time.
     async fn follow(&self, tx: &mut Tx, head: &Head, changed: Vec<Change>) -> Result<usize, PublishError> {
-        let ids: Vec<Uuid> = changed
-            .iter()
-            .filter(|change| change.key.kind == Kind::Server && !change.removed)
-            .filter_map(|change| change.key.id.parse().ok())
-            .collect();
+        let ids = |kind: Kind| -> Vec<Uuid> {
+            let of_kind = changed.iter().filter(|change| change.key.kind == kind && !change.removed);
+            of_kind.filter_map(|change| change.key.id.parse().ok()).collect()
+        };
         let mut found: HashMap<ResourceKey, pb::Resource> = HashMap::new();
-        if !ids.is_empty() {
-            found.extend(servers::load(tx, Some(&ids)).await?.into_iter().filter_map(|row| self.server(row)));
+        let (servers, namespaces) = (ids(Kind::Server), ids(Kind::Namespace));
+        if !servers.is_empty() {
+            let rows = servers::load(tx, Some(&servers)).await?;
+            found.extend(rows.into_iter().filter_map(|row| self.server(row)));
+        }
+        if !namespaces.is_empty() {
+            let key = |id: Uuid| ResourceKey::new(Kind::Namespace, id.to_string());
+            let loaded = namespaces::load(tx, Some(&namespaces)).await?;
+            found.extend(loaded.into_iter().map(|n| (key(n.id), wire::namespace_resource(&n))));
         }
         for change in changed.iter().filter(|change| !change.removed) {
             let key = &change.key;

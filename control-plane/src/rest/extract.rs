@@ -222,6 +222,45 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     }
 }
 
+/// The two variable parts of a path.
+pub(super) struct Names(pub(super) String, pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Names {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        match parts.extract::<Path<(String, String)>>().await {
+            Ok(Path((one, two))) if one.len() <= 255 && two.len() <= 255 => Ok(Self(one, two)),
+            _ => Err(Problem::bad_request("the path cannot be read")),
+        }
+    }
+}
+
+/// The version that a change is based on: in the body, in `If-Match`, or the same in both.
+pub(super) fn based_on(body: Option<u64>, headers: &HeaderMap) -> Result<u64, Error> {
+    match (body, if_match(headers)?) {
+        (Some(body), Some(header)) if body != header => {
+            Err(Error::invalid("version", "differs from the one in If-Match"))
+        }
+        (body, header) => body.or(header).ok_or_else(|| Error::invalid("version", "is missing")),
+    }
+}
+
+fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Error> {
+    let Some(tag) = headers.get(header::IF_MATCH) else { return Ok(None) };
+    let text = tag.to_str().unwrap_or_default();
+    let version = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).and_then(|v| v.parse().ok());
+    version.map(Some).ok_or_else(|| Error::invalid("if-match", "must be one version in quotes"))
+}
+
+/// The answer with the version of what it shows as its `ETag`.
+pub(super) fn tagged(mut response: Response, version: u64) -> Response {
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{version}\"")) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}
+
 /// A JSON body.
 pub(super) struct Body<T>(pub(super) T);
 

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use waffles_core::FieldError;
 use waffles_core::server::{self as core, Spec, ToolFilter};
 
-use super::extract::{Actor, Body, Name, Params};
+use super::extract::{Actor, Body, Name, Params, based_on, tagged};
 use super::{Door, Problem};
 use crate::error::Error;
 use crate::registry::ServerFilter;
@@ -420,11 +420,8 @@ fn in_our_words(error: Error) -> Error {
 }
 
 fn answer(status: StatusCode, server: core::Server) -> Response {
-    let mut response = (status, Json(Server::from(server.clone()))).into_response();
-    if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", server.version)) {
-        response.headers_mut().insert(header::ETAG, tag);
-    }
-    response
+    let version = server.version;
+    tagged((status, Json(Server::from(server))).into_response(), version)
 }
 
 /// Which servers, and which page of them.
@@ -519,23 +516,10 @@ pub(super) async fn update(
     if update.name.as_ref().is_some_and(|given| *given != name) {
         return Err(Error::invalid("name", "cannot be changed; it must be the one in the path").into());
     }
-    let version = match (update.version, if_match(&headers)?) {
-        (Some(body), Some(header)) if body != header => {
-            return Err(Error::invalid("version", "differs from the one in If-Match").into());
-        }
-        (None, None) => return Err(Error::invalid("version", "is missing").into()),
-        (body, header) => body.or(header).unwrap_or_default(),
-    };
+    let version = based_on(update.version, &headers)?;
     let (spec, credential) = update.into_spec(name)?;
     let server = door.services.registry.update(&ctx, spec, credential, version).await;
     Ok(answer(StatusCode::OK, server.map_err(in_our_words)?))
-}
-
-fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Error> {
-    let Some(tag) = headers.get(header::IF_MATCH) else { return Ok(None) };
-    let text = tag.to_str().unwrap_or_default();
-    let version = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).and_then(|v| v.parse().ok());
-    version.map(Some).ok_or_else(|| Error::invalid("if-match", "must be one version in quotes"))
 }
 
 /// Retires a server.

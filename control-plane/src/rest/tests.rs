@@ -3,6 +3,7 @@
 
 mod access;
 mod keys;
+mod namespaces;
 mod servers;
 mod sessions;
 
@@ -19,6 +20,7 @@ use super::*;
 use crate::audit::Audit;
 use crate::discovery::Discovery;
 use crate::identity::Identity;
+use crate::namespaces::Namespaces;
 use crate::proxies::Proxies;
 use crate::registry::Registry;
 use crate::secrets::Secrets;
@@ -60,11 +62,13 @@ impl World {
         assert!(identity.bootstrap().await.unwrap().is_none(), "the second start makes none");
         let services = Services {
             registry: Registry::new(db.clone(), secrets.seal.clone(), discovery.clone()),
+            namespaces: Namespaces::new(db.clone(), discovery.clone()),
             audit: Audit::new(db.clone()),
             proxies: Proxies::new(db.clone(), discovery),
             identity,
             db,
         };
+        services.namespaces.bootstrap().await.unwrap();
         let gates = Gates::new();
         let hosts = Hosts::new("127.0.0.1:8081".parse().unwrap(), Vec::new());
         Self {

@@ -4,7 +4,9 @@ use super::*;
 use crate::authz::{ROUTES, route_rule};
 
 fn concrete(path: &str) -> String {
-    path.replace("{name}", "nobody").replace("{id}", "nobody").replace("{proxy}", "nobody")
+    ["{name}", "{id}", "{proxy}", "{server}"]
+        .iter()
+        .fold(path.to_owned(), |path, part| path.replace(part, "nobody"))
 }
 
 #[tokio::test]
