@@ -10,6 +10,7 @@ use crate::audit::{SearchArgs, TailArgs};
 use crate::call::CallArgs;
 use crate::key::KeyCommand;
 use crate::login::{ContextCommand, LoginArgs};
+use crate::namespace::NamespaceCommand;
 use crate::run::RunArgs;
 use crate::server::ServerCommand;
 
@@ -79,6 +80,9 @@ pub(crate) enum Command {
     /// MCP servers.
     #[command(subcommand)]
     Server(ServerCommand),
+    /// Namespaces: sets of servers behind one door.
+    #[command(subcommand)]
+    Namespace(NamespaceCommand),
     /// API keys.
     #[command(subcommand)]
     Key(KeyCommand),
@@ -105,6 +109,9 @@ pub(crate) enum Command {
         /// Where to listen; port 0 is any free one.
         #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS")]
         addr: SocketAddr,
+        /// Speak on the standard streams instead.
+        #[arg(long, conflicts_with = "addr")]
+        stdio: bool,
     },
     /// Become another program that ends when its parent does.
     #[command(hide = true)]

@@ -15,6 +15,7 @@ use waffles_proto::audit::v1::audit_service_client::AuditServiceClient;
 use waffles_proto::auth::v1::auth_service_client::AuthServiceClient;
 use waffles_proto::auth::v1::{self as auth_pb, RefreshRequest};
 use waffles_proto::proxy::v1::proxy_service_client::ProxyServiceClient;
+use waffles_proto::registry::v1::namespace_service_client::NamespaceServiceClient;
 use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
 
 use crate::args::Global;
@@ -225,6 +226,11 @@ impl Client {
     /// Servers.
     pub(crate) fn registry(&self) -> RegistryServiceClient<Link> {
         RegistryServiceClient::new(self.wire())
+    }
+
+    /// Namespaces.
+    pub(crate) fn namespaces(&self) -> NamespaceServiceClient<Link> {
+        NamespaceServiceClient::new(self.wire())
     }
 
     /// Log-in and keys.

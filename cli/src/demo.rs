@@ -36,8 +36,8 @@ use rmcp::service::{Peer, RequestContext, SubscriptionContext};
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use rmcp::{
-    ErrorData, RoleServer, ServerHandler, prompt, prompt_handler, prompt_router, tool, tool_handler,
-    tool_router,
+    ErrorData, RoleServer, ServerHandler, ServiceExt as _, prompt, prompt_handler, prompt_router, tool,
+    tool_handler, tool_router,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -89,6 +89,19 @@ pub(crate) async fn serve(
     match tokio::time::timeout(DRAIN_LIMIT, server).await {
         Ok(served) => served.context("the demo server did not stop cleanly"),
         Err(_) => Ok(()),
+    }
+}
+
+/// Serves the demo on the standard streams until their end. The process is one session, or serves the stateless
+/// revision, as its client begins.
+pub(crate) async fn serve_stdio() -> anyhow::Result<()> {
+    let state = Arc::new(State::new());
+    let demo = Demo::new(Arc::clone(&state)).for_session();
+    let running = demo.serve((tokio::io::stdin(), tokio::io::stdout())).await;
+    let running = running.context("the client did not begin")?;
+    tokio::select! {
+        ended = running.waiting() => ended.map(drop).context("the demo server stopped"),
+        () = state.tick() => Ok(()),
     }
 }
 

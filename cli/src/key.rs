@@ -47,6 +47,9 @@ pub(crate) struct CreateArgs {
     /// Only this server; may be repeated.
     #[arg(long, value_name = "NAME")]
     server: Vec<String>,
+    /// Only this namespace; may be repeated. A key that is for some reaches servers through them only.
+    #[arg(long, value_name = "NAME")]
+    namespace: Vec<String>,
     /// Only tools of this name or `*` pattern; may be repeated.
     #[arg(long, value_name = "PATTERN")]
     tool: Vec<String>,
@@ -76,6 +79,7 @@ pub(crate) async fn run(global: &Global, command: KeyCommand) -> anyhow::Result<
                 tools: args.tool,
                 ip_ranges: args.ip,
                 read_only: args.read_only,
+                namespaces: args.namespace,
             };
             let request = CreateApiKeyRequest {
                 name: args.name,

@@ -17,6 +17,7 @@ mod key;
 mod login;
 mod mcp;
 mod moment;
+mod namespace;
 mod output;
 mod proxy;
 mod run;
@@ -62,6 +63,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Whoami => login::whoami(&global).await,
         Command::Context(command) => login::context(&global, command),
         Command::Server(command) => server::run(&global, command).await,
+        Command::Namespace(command) => namespace::run(&global, command).await,
         Command::Key(command) => key::run(&global, command).await,
         Command::Audit(command) => audit::run(&global, command).await,
         Command::Proxy(command) => proxy::run(&global, command).await,
@@ -73,7 +75,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             output::line(String::from_utf8_lossy(&script).trim_end())
         }
         Command::Version => print(global.output, &Version { version: env!("CARGO_PKG_VERSION") }),
-        Command::DemoServer { addr } => up::demo::run_alone(addr).await,
+        Command::DemoServer { stdio: true, .. } => demo::serve_stdio().await,
+        Command::DemoServer { addr, stdio: false } => up::demo::run_alone(addr).await,
         Command::Child { parent, program } => up::child::become_program(parent, &program),
     }
 }

@@ -13,6 +13,12 @@ use waffles_proto::registry::v1 as registry_pb;
 use super::{Shape, clean_lines, columns, fields};
 use crate::moment::age;
 
+pub(crate) use namespace::Namespace;
+pub(crate) use stdio::{Imported, Running, StdioProgram};
+
+mod namespace;
+mod stdio;
+
 fn list(items: &[String]) -> String {
     items.join(", ")
 }
@@ -63,6 +69,34 @@ pub(crate) struct Server {
     redact: Vec<String>,
     created_at: Option<DateTime<Utc>>,
     updated_at: Option<DateTime<Utc>>,
+    seen: Vec<Seen>,
+}
+
+/// What a proxy found a server to speak.
+#[derive(Debug, Serialize)]
+pub(crate) struct Seen {
+    proxy: String,
+    endpoint: u32,
+    era: String,
+    revision: String,
+    found_at: Option<DateTime<Utc>>,
+}
+
+impl From<registry_pb::SeenEra> for Seen {
+    fn from(seen: registry_pb::SeenEra) -> Self {
+        let registry_pb::SeenEra { proxy_id, proxy, endpoint, era, revision, found_at } = seen;
+        let proxy = if proxy.is_empty() { proxy_id } else { proxy };
+        Self { proxy, endpoint, era, revision, found_at: time(found_at) }
+    }
+}
+
+impl Seen {
+    /// On one line. Which endpoint it was says something only where there are several.
+    fn text(&self, endpoints: usize) -> String {
+        let Self { proxy, endpoint, era, revision, found_at } = self;
+        let at = if endpoints > 1 { format!(" at endpoint {endpoint}") } else { String::new() };
+        format!("{} ({revision}){at}, found by {proxy} at {}", era.replace('_', "-"), stamp(*found_at))
+    }
 }
 
 impl From<registry_pb::Server> for Server {
@@ -124,12 +158,14 @@ impl From<registry_pb::Server> for Server {
             redact: spec.redact,
             created_at: time(server.created_at),
             updated_at: time(server.updated_at),
+            seen: server.seen.into_iter().map(Seen::from).collect(),
         }
     }
 }
 
 impl Shape for Server {
     fn text(&self) -> String {
+        let seen: Vec<String> = self.seen.iter().map(|seen| seen.text(self.endpoints.len())).collect();
         let urls: Vec<String> = self
             .endpoints
             .iter()
@@ -148,6 +184,7 @@ impl Shape for Server {
             ("enabled", if self.enabled { "yes" } else { "no" }.to_owned()),
             ("version", self.version.to_string()),
             ("transport", self.transport.to_owned()),
+            ("speaks", seen.join("\n")),
             ("endpoints", urls.join("\n")),
             (
                 "credential",
@@ -241,6 +278,7 @@ pub(crate) struct Key {
     scopes: Vec<String>,
     servers: Vec<String>,
     tools: Vec<String>,
+    namespaces: Vec<String>,
     ip_ranges: Vec<String>,
     read_only: bool,
     created_at: Option<DateTime<Utc>>,
@@ -271,6 +309,7 @@ impl From<auth_pb::ApiKey> for Key {
             scopes: limits.scopes,
             servers: limits.servers,
             tools: limits.tools,
+            namespaces: limits.namespaces,
             ip_ranges: limits.ip_ranges,
             read_only: limits.read_only,
             created_at: time(key.created_at),
@@ -301,6 +340,7 @@ impl Shape for Key {
             ("scopes", list(&self.scopes)),
             ("servers", list(&self.servers)),
             ("tools", list(&self.tools)),
+            ("namespaces", list(&self.namespaces)),
             ("ip ranges", list(&self.ip_ranges)),
             ("read only", if self.read_only { "yes" } else { "" }.to_owned()),
             ("created", stamp(self.created_at)),
@@ -758,67 +798,6 @@ pub(crate) struct Up {
     /// Only where there are some.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) stdio: Vec<StdioProgram>,
-}
-
-/// An imported program, and how far it has come.
-#[derive(Debug, Serialize)]
-pub(crate) struct StdioProgram {
-    pub(crate) name: String,
-    pub(crate) state: &'static str,
-    pub(crate) log: String,
-}
-
-impl Shape for Vec<StdioProgram> {
-    fn text(&self) -> String {
-        let rows =
-            self.iter().map(|program| [program.name.clone(), program.state.to_owned(), program.log.clone()]);
-        columns(["STDIO PROGRAM", "STATE", "LOG"], rows, "There are no stdio programs.")
-    }
-}
-
-/// A program that `run` serves.
-#[derive(Debug, Serialize)]
-pub(crate) struct Running {
-    pub(crate) name: String,
-    pub(crate) url: String,
-    pub(crate) eras: Vec<&'static str>,
-    pub(crate) enabled: bool,
-    pub(crate) mcp: Option<String>,
-}
-
-impl Shape for Running {
-    fn text(&self) -> String {
-        let rows = fields([
-            ("MCP", self.mcp.clone().unwrap_or_default()),
-            ("endpoint", self.url.clone()),
-            ("eras", self.eras.join(", ")),
-        ]);
-        format!("Server {} is served. Ctrl-C stops it.\n\n{rows}", self.name)
-    }
-}
-
-/// An entry of another client's configuration file, and what comes of it.
-#[derive(Debug, Serialize)]
-pub(crate) struct Imported {
-    pub(crate) name: String,
-    pub(crate) source: String,
-    pub(crate) kind: &'static str,
-    pub(crate) target: String,
-    pub(crate) result: &'static str,
-    pub(crate) detail: String,
-}
-
-impl Shape for [Imported] {
-    fn text(&self) -> String {
-        let rows = self.iter().map(|entry| {
-            let Imported { name, source, kind, target, result, detail } = entry;
-            let name = if name.is_empty() { "-" } else { name };
-            let reason = if detail.is_empty() { String::new() } else { format!(": {detail}") };
-            let kind = if kind.is_empty() { "-" } else { kind };
-            [name.to_owned(), source.clone(), kind.to_owned(), target.clone(), format!("{result}{reason}")]
-        });
-        columns(["NAME", "IN THE FILE", "KIND", "TARGET", "RESULT"], rows, "The file names no servers.")
-    }
 }
 
 /// Where the two planes show their state.

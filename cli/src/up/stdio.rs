@@ -49,9 +49,8 @@ impl Runs {
             let mut backoff = Backoff::default();
             loop {
                 let begun = Instant::now();
-                let note_state = |state| {
-                    states.lock().insert(name.clone(), state);
-                };
+                // What goes wrong again and again is said once; the log has the rest.
+                let note_state = |state| states.lock().insert(name.clone(), state) != Some(State::Ended);
                 if keep(program(), &stop, note_state).await.is_break() {
                     return;
                 }
@@ -101,14 +100,15 @@ impl Runs {
 async fn keep(
     program: Program,
     stop: &CancellationToken,
-    note_state: impl Fn(State),
+    note_state: impl Fn(State) -> bool,
 ) -> std::ops::ControlFlow<()> {
     let name = program.name.clone();
     let mut child = match program.start() {
         Ok(child) => child,
         Err(error) => {
-            note_state(State::Ended);
-            note(&format!("{name}: {error:#}"));
+            if note_state(State::Ended) {
+                note(&format!("{name}: {error:#}"));
+            }
             return std::ops::ControlFlow::Continue(());
         }
     };
@@ -121,8 +121,9 @@ async fn keep(
     };
     tokio::select! {
         error = ended => {
-            note_state(State::Ended);
-            note(&format!("{error:#}"));
+            if note_state(State::Ended) {
+                note(&format!("{error:#}"));
+            }
             std::ops::ControlFlow::Continue(())
         }
         () = stop.cancelled() => {

@@ -38,6 +38,56 @@ fn server() -> Server {
         version: 7,
         created_at: at(0),
         updated_at: at(60),
+        seen: vec![registry_pb::SeenEra {
+            proxy_id: "01a210b9-6dc1-75c8-be15-d403c64d2d9d".into(),
+            proxy: "proxy-0".into(),
+            endpoint: 1,
+            era: "http_sse".into(),
+            revision: "2024-11-05".into(),
+            found_at: at(30),
+        }],
+    }
+    .into()
+}
+
+fn namespace() -> Namespace {
+    let expose = registry_pb::Expose {
+        allow: vec!["read_*".into()],
+        deny: vec!["read_all".into()],
+        resources_allow: vec!["file:*".into()],
+        resources_deny: vec!["file:///etc/*".into()],
+    };
+    let member = |server: &str, prefix, expose| registry_pb::NamespaceMember {
+        server: server.into(),
+        prefix: Some(prefix),
+        expose,
+    };
+    let level = |role: &str, level: registry_pb::Level| registry_pb::RoleLevel {
+        role: role.into(),
+        level: level.into(),
+    };
+    let principal = registry_pb::PrincipalLevel {
+        principal: "alice@example.com".into(),
+        level: registry_pb::Level::Execute.into(),
+    };
+    registry_pb::Namespace {
+        id: "01a210b9-6ec8-7598-8d78-f041f90c7de4".into(),
+        tenant: "default".into(),
+        spec: Some(registry_pb::NamespaceSpec {
+            name: "research".into(),
+            description: "Reading only".into(),
+            servers: vec![member("files", false, Some(expose)), member("weather", true, None)],
+            levels: vec![
+                level("user", registry_pb::Level::Execute),
+                level("readonly", registry_pb::Level::View),
+            ],
+            principals: vec![principal],
+            is_default: false,
+            tool_search: true,
+        }),
+        version: 2,
+        created_at: at(0),
+        updated_at: at(60),
     }
     .into()
 }
@@ -55,6 +105,7 @@ fn key() -> Key {
             tools: vec!["read_*".into()],
             ip_ranges: vec!["10.0.0.0/8".into()],
             read_only: true,
+            namespaces: vec!["research".into()],
         }),
         created_at: at(0),
         expires_at: at(3600),
@@ -125,6 +176,7 @@ fn check(name: &str, shape: &impl Shape) {
 #[test]
 fn results_have_the_shapes_that_scripts_rely_on() {
     check("server", &server());
+    check("namespace", &namespace());
     check("key", &key());
     check("event", &event());
     check("proxy", &proxy());
@@ -155,6 +207,7 @@ fn up_prints_exactly_the_line_of_the_contract() {
         admin: Admin { email: "admin@localhost".into(), password: None },
         api_key: None,
         context: "/w/wafflectl.toml".into(),
+        stdio: Vec::new(),
     };
     let line = concat!(
         r#"{"mcp":"http://127.0.0.1:8080/mcp","http":"http://127.0.0.1:8081","grpc":"http://127.0.0.1:8082","#,
