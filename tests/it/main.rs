@@ -21,6 +21,7 @@ mod matrix;
 mod planes;
 mod resilience;
 mod rmcp_client;
+mod stdio;
 mod streaming;
 mod subscriptions;
 mod tls;
