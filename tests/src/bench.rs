@@ -1,6 +1,7 @@
 //! The benchmark. One process measures; the upstream, the pass-through and the load generator are children of the same
 //! program, each on one thread and bound to a core: the proxy under test alone on one, everything else on another.
 
+mod federation;
 mod listeners;
 mod load;
 mod passthrough;
@@ -56,7 +57,11 @@ pub struct Bench {
 enum Part {
     /// A fast MCP server.
     #[command(hide = true)]
-    Upstream,
+    Upstream {
+        /// It speaks this era alone.
+        #[arg(long, value_parser = parse_era)]
+        only: Option<Era>,
+    },
     /// A proxy that parses nothing.
     #[command(hide = true)]
     Passthrough { upstream: std::net::SocketAddr },
@@ -65,6 +70,8 @@ enum Part {
     Load(load::Load),
     /// Measures what idle listeners cost.
     Listeners(listeners::Listeners),
+    /// Measures lists of many servers at one door.
+    Federation(federation::Federation),
 }
 
 /// What a serving child says when it is ready.
@@ -80,6 +87,8 @@ pub enum Way {
     Direct,
     PassThrough,
     Waffles,
+    /// Through Waffles, to a server of the other era.
+    Bridged,
 }
 
 impl Way {
@@ -88,6 +97,7 @@ impl Way {
             Self::Direct => "direct",
             Self::PassThrough => "pass-through",
             Self::Waffles => "waffles",
+            Self::Bridged => "bridged",
         }
     }
 }
@@ -105,7 +115,8 @@ pub struct Sample {
 /// A target of the load.
 struct Target {
     way: Way,
-    url: String,
+    /// For clients with sessions, and for stateless ones.
+    urls: [String; 2],
     bearer: Option<String>,
     /// The proxy, or the upstream itself for the direct way.
     pid: u32,
@@ -122,10 +133,11 @@ impl Bench {
     pub fn run(self) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         match &self.part {
-            Some(Part::Upstream) => runtime.block_on(upstream::serve()),
+            Some(Part::Upstream { only }) => runtime.block_on(upstream::serve(*only)),
             Some(Part::Passthrough { upstream }) => runtime.block_on(passthrough::serve(*upstream)),
             Some(Part::Load(load)) => runtime.block_on(load.run()),
             Some(Part::Listeners(listeners)) => runtime.block_on(listeners.run()),
+            Some(Part::Federation(federation)) => runtime.block_on(federation.run()),
             None => runtime.block_on(self.measure()),
         }
     }
@@ -140,23 +152,33 @@ impl Bench {
             child("passthrough", &[upstream_addr.to_string()], cores.proxy, &dir).await;
         let upstream_url = format!("http://{upstream_addr}/mcp");
         let mut targets = vec![
-            Target { way: Way::Direct, url: upstream_url.clone(), bearer: None, pid: upstream.pid() },
+            Target { way: Way::Direct, urls: both(&upstream_url), bearer: None, pid: upstream.pid() },
             Target {
                 way: Way::PassThrough,
-                url: format!("http://{passthrough_addr}/mcp"),
+                urls: both(&format!("http://{passthrough_addr}/mcp")),
                 bearer: None,
                 pid: passthrough.pid(),
             },
         ];
         let waffles =
             if self.without_waffles { None } else { Some(start_waffles(&cores, &upstream_url).await) };
+        let mut others = Vec::new();
         if let Some(waffles) = &waffles {
-            targets.push(Target {
-                way: Way::Waffles,
-                url: waffles.proxies[0].server_url("bench"),
-                bearer: Some(waffles.admin.secret.clone()),
-                pid: waffles.proxies[0].program.pid(),
-            });
+            for only in ["sessions", "stateless"] {
+                let arguments = ["--only".to_owned(), only.to_owned()];
+                let (program, addr) = child("upstream", &arguments, cores.upstream, &dir).await;
+                waffles.add_server(only, &format!("http://{addr}/mcp")).await;
+                others.push(program);
+            }
+            let proxy = &waffles.proxies[0];
+            let ways = [
+                (Way::Waffles, both(&proxy.server_url("bench"))),
+                (Way::Bridged, ["stateless", "sessions"].map(|server| proxy.server_url(server))),
+            ];
+            for (way, urls) in ways {
+                let bearer = Some(waffles.admin.secret.clone());
+                targets.push(Target { way, urls, bearer, pid: proxy.program.pid() });
+            }
         }
         let at_rest: Vec<(Way, u64)> =
             targets.iter().map(|target| (target.way, resident_bytes(target.pid).unwrap_or(0))).collect();
@@ -215,7 +237,8 @@ impl Bench {
             (false, true) => 1.5,
         };
         let mut command = programs::command("waffles-bench", Some(cores.load));
-        command.args(["load", "--url", &target.url, "--watch", &target.pid.to_string()]);
+        let url = &target.urls[usize::from(era == Era::Stateless)];
+        command.args(["load", "--url", url, "--watch", &target.pid.to_string()]);
         command.args(["--connections", &self.connections.to_string(), "--seconds", &seconds.to_string()]);
         command.args(["--era", if era == Era::Sessions { "sessions" } else { "stateless" }]);
         if let Some(bearer) = &target.bearer {
@@ -233,6 +256,10 @@ impl Bench {
         }
         Ok(measured)
     }
+}
+
+fn both(url: &str) -> [String; 2] {
+    [url.to_owned(), url.to_owned()]
 }
 
 async fn start_waffles(cores: &Cores, upstream: &str) -> Waffles {

@@ -39,7 +39,7 @@ impl Report {
     pub(super) fn new(connections: usize, resident_at_rest: Vec<(Way, u64)>, samples: Vec<Sample>) -> Self {
         let mut medians = Vec::new();
         for era in Era::BOTH {
-            for way in [Way::Direct, Way::PassThrough, Way::Waffles] {
+            for way in [Way::Direct, Way::PassThrough, Way::Waffles, Way::Bridged] {
                 medians.extend(line(&samples, era, way));
             }
         }
@@ -100,6 +100,11 @@ impl Report {
                 "{}: Waffles costs {:.2} times the CPU of the pass-through, {:.2} times its p50 in the open loop, and serves {:.2} times its calls a second.",
                 line.era, line.cpu_ratio, line.p50_ratio, line.per_second_ratio
             );
+        }
+        for line in self.medians.iter().filter(|line| line.way == Way::Bridged) {
+            let native = self.medians.iter().find(|other| other.era == line.era && other.way == Way::Waffles);
+            let times = native.map_or(f64::NAN, |native| line.cpu_ratio / native.cpu_ratio);
+            println!("{}: a bridged call costs {times:.2} times the CPU of one that is not.", line.era);
         }
         for (way, bytes) in &self.resident_at_rest {
             println!("{} at rest: {:.1} MiB", way.name(), mebibytes(*bytes as f64));

@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use waffles_runtime::task;
 
 use super::{Listening, announce};
+use crate::Era;
 
 #[derive(Deserialize)]
 struct Message<'a> {
@@ -39,7 +40,7 @@ struct Arguments<'a> {
     message: &'a RawValue,
 }
 
-pub(super) async fn serve() -> anyhow::Result<()> {
+pub(super) async fn serve(only: Option<Era>) -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     announce(&Listening { addr: listener.local_addr()? })?;
     loop {
@@ -47,13 +48,22 @@ pub(super) async fn serve() -> anyhow::Result<()> {
         socket.set_nodelay(true)?;
         task::spawn("upstream connection", async move {
             // A caller that breaks off is the load's to report.
-            drop(http1::Builder::new().serve_connection(TokioIo::new(socket), service_fn(answer)).await);
+            let service = service_fn(|request| answer(request, only));
+            drop(http1::Builder::new().serve_connection(TokioIo::new(socket), service).await);
         });
     }
 }
 
-async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
+async fn answer(
+    request: Request<Incoming>,
+    only: Option<Era>,
+) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let method = request.method().clone();
+    let version = request.headers().get("mcp-protocol-version").and_then(|version| version.to_str().ok());
+    let stateless = version == Some(Era::Stateless.revision());
+    if only.is_some_and(|era| (era == Era::Stateless) != stateless) {
+        return Ok(empty(StatusCode::BAD_REQUEST));
+    }
     let body = request.into_body().collect().await?.to_bytes();
     if method != Method::POST {
         let status = if method == Method::DELETE { StatusCode::OK } else { StatusCode::METHOD_NOT_ALLOWED };
