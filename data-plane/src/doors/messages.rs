@@ -70,6 +70,11 @@ impl Messages {
         self
     }
 
+    /// Whether the last message was the answer, or nothing more will come.
+    pub(super) fn is_over(&self) -> bool {
+        self.over
+    }
+
     /// The last event that had an id.
     pub(super) fn last_event(&self) -> Option<&str> {
         self.last_event.as_deref()

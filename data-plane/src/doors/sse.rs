@@ -14,7 +14,8 @@ use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::DropGuard;
 use waffles_core::audit::Outcome;
 use waffles_mcp::headers::MCP_SESSION_ID;
 use waffles_mcp::sse::{Event, KEEP_ALIVE, encode, encode_message};
@@ -34,8 +35,13 @@ use crate::stream::Body;
 
 /// How often an open session looks whether it may stay open.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// An answer comes so much later than what was said before it: the TypeScript SDK forgets whom to tell of the progress that
+/// it reads in one piece with the answer.
+const GAP: Duration = Duration::from_millis(10);
 /// How long to wait before the server's own stream is opened again, after it ended.
 const REOPEN: Duration = Duration::from_secs(1);
+/// How long other messages wait for its head. A server may send that with its first event only.
+const OPENING: Duration = Duration::from_secs(1);
 const LONGEST_REOPEN: Duration = Duration::from_secs(30);
 
 /// Opens a session: the answer is its stream.
@@ -62,6 +68,7 @@ pub async fn open(
         first: Some(endpoint),
         record: visit.record,
         said: Instant::now(),
+        answered: true,
         look: Instant::now() + LOOK_EVERY,
         _open: Open::new(&gateway.desk.metrics.open_streams),
     };
@@ -127,7 +134,7 @@ async fn take(visit: &mut Visit<'_>, sessions: &Sessions, body: &mut Incoming) -
 /// Serves one message of a session and puts on its stream what is said back. A client that goes away takes nothing back:
 /// the message is served all the same, and nobody is told.
 async fn deliver(delivery: Delivery, sessions: Arc<Sessions>) {
-    let Delivery { session, message, caller, seat: _seat, turn, holds } = delivery;
+    let Delivery { session, message, caller, seat: _seat, turn, mut holds } = delivery;
     // Messages behind `notifications/initialized` wait until the server has it.
     turn.cancelled().await;
     let method = message.method().map(Method::parse);
@@ -147,11 +154,8 @@ async fn deliver(delivery: Delivery, sessions: Arc<Sessions>) {
             }
         }
         Some(Method::Initialized) if response.status().is_success() => {
-            let session = Arc::clone(&session);
-            task::spawn(
-                "stream of an HTTP+SSE session",
-                listen(session, caller.clone(), Arc::clone(&sessions)),
-            );
+            let stream = listen(Arc::clone(&session), caller.clone(), Arc::clone(&sessions), holds.take());
+            task::spawn("stream of an HTTP+SSE session", stream);
         }
         _ => {}
     }
@@ -170,7 +174,7 @@ async fn pump(mut messages: Messages, session: &Session, sessions: &Sessions) ->
     let mut came = false;
     while let Some(Some(message)) = session.over().run_until_cancelled(messages.next()).await {
         came = true;
-        if session.say(message).await.is_err() {
+        if session.say(message, messages.is_over()).await.is_err() {
             sessions.end(session, Ended::Stalled);
             break;
         }
@@ -179,8 +183,13 @@ async fn pump(mut messages: Messages, session: &Session, sessions: &Sessions) ->
 }
 
 /// Keeps the stream open on which the server says what belongs to no request, for as long as the session lives. A server
-/// that has none says so once.
-async fn listen(session: Arc<Session>, caller: Caller, sessions: Arc<Sessions>) {
+/// that has none says so once. Messages that wait go when it is open, for what they bring about is said there.
+async fn listen(
+    session: Arc<Session>,
+    caller: Caller,
+    sessions: Arc<Sessions>,
+    mut holds: Option<DropGuard>,
+) {
     if !session.listens() {
         return;
     }
@@ -188,8 +197,18 @@ async fn listen(session: Arc<Session>, caller: Caller, sessions: Arc<Sessions>) 
     let mut after = None;
     let mut pause = REOPEN;
     loop {
-        let opened =
-            session.over().run_until_cancelled(caller.listen(inner.as_ref(), after.as_deref())).await;
+        let opened = {
+            let opening = session.over().run_until_cancelled(caller.listen(inner.as_ref(), after.as_deref()));
+            tokio::pin!(opening);
+            match timeout(OPENING, opening.as_mut()).await {
+                Ok(opened) => opened,
+                Err(_) => {
+                    drop(holds.take());
+                    opening.await
+                }
+            }
+        };
+        drop(holds.take());
         let Some(response) = opened.filter(is_stream) else { return };
         let (last, came) = pump(Messages::of(response, None), &session, &sessions).await;
         after = last.or(after);
@@ -216,6 +235,8 @@ struct Reader {
     first: Option<Bytes>,
     record: Record,
     said: Instant,
+    /// What was said last was an answer.
+    answered: bool,
     look: Instant,
     _open: Open,
 }
@@ -230,6 +251,10 @@ impl Reader {
                 biased;
                 () = self.session.over().cancelled() => return self.ended(),
                 Some(said) = self.queue.recv() => {
+                    if said.is_answer && !self.answered {
+                        sleep_until(self.said + GAP).await;
+                    }
+                    self.answered = said.is_answer;
                     self.said = Instant::now();
                     self.record.note_bytes(said.message.len());
                     return Some(encode_message(&said.message));

@@ -76,6 +76,8 @@ struct State {
 /// A message on its way to the client.
 pub(super) struct Said {
     pub(super) message: Bytes,
+    /// It ends a request of the client.
+    pub(super) is_answer: bool,
     _room: OwnedSemaphorePermit,
 }
 
@@ -228,8 +230,8 @@ impl Session {
     }
 
     /// Puts a message on the stream, when there is room for it.
-    pub(super) async fn say(&self, message: Bytes) -> Result<(), IsStalled> {
-        let said = self.over.run_until_cancelled(self.outlet.put(message)).await;
+    pub(super) async fn say(&self, message: Bytes, is_answer: bool) -> Result<(), IsStalled> {
+        let said = self.over.run_until_cancelled(self.outlet.put(message, is_answer)).await;
         self.state.lock().heard = Instant::now();
         said.unwrap_or(Ok(()))
     }
@@ -289,14 +291,14 @@ impl Outlet {
         (Self { queue, room: Arc::new(Semaphore::new(MAX_WAITING_BYTES)) }, waiting)
     }
 
-    async fn put(&self, message: Bytes) -> Result<(), IsStalled> {
+    async fn put(&self, message: Bytes, is_answer: bool) -> Result<(), IsStalled> {
         // A message that is larger than all the room takes all of it.
         let size = message.len().clamp(1, MAX_WAITING_BYTES);
         let weight = u32::try_from(size).unwrap_or(u32::MAX);
         let put = async {
             let room = Arc::clone(&self.room).acquire_many_owned(weight).await.ok()?;
             // Where the reader is gone, the session is over, and that is known elsewhere.
-            self.queue.send(Said { message, _room: room }).await.ok()
+            self.queue.send(Said { message, is_answer, _room: room }).await.ok()
         };
         timeout(STALLED, put).await.map(|_| ()).map_err(|_| IsStalled)
     }
@@ -340,13 +342,13 @@ mod tests {
             let (outlet, mut waiting) = Outlet::new();
             let message = Bytes::from(vec![b'x'; size]);
             for _ in 0..most {
-                assert_eq!(outlet.put(message.clone()).await, Ok(()));
+                assert_eq!(outlet.put(message.clone(), false).await, Ok(()));
             }
             let before = Instant::now();
-            assert_eq!(outlet.put(message.clone()).await, Err(IsStalled), "{size}");
+            assert_eq!(outlet.put(message.clone(), false).await, Err(IsStalled), "{size}");
             assert_eq!(before.elapsed(), STALLED);
             waiting.recv().await.unwrap();
-            assert_eq!(outlet.put(message.clone()).await, Ok(()), "{size}");
+            assert_eq!(outlet.put(message.clone(), false).await, Ok(()), "{size}");
             while waiting.try_recv().is_ok() {}
             assert!(outlet.is_empty());
         }
