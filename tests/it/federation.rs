@@ -1,13 +1,17 @@
 //! Many servers behind one door: names and URIs that say whose they are, lists that are whole without the servers that do
 //! not answer, and calls that reach the right one.
 
+mod calls;
+mod handshake;
+mod lists;
+
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use waffles_core::credential::KeyLimits;
 use waffles_tests::mcp_server::tool;
-use waffles_tests::{Behaviour, DataPlaneOptions, Era, McpClient, McpServer, RawServer, Seeded};
+use waffles_tests::{Behaviour, DataPlaneOptions, Era, McpClient, McpServer, RawServer, Seed, Seeded};
 
 /// A proxy in front of an older server (`alpha`), a stateless one (`beta`) and the usual one (`demo`).
 struct Farm {
@@ -23,6 +27,11 @@ impl Farm {
     }
 
     async fn paged(page_size: usize) -> Self {
+        Self::with(page_size, |_| {}).await
+    }
+
+    /// One with more servers.
+    async fn with(page_size: usize, more: impl FnOnce(&mut Seed)) -> Self {
         let (alpha, beta) = (McpServer::only(Era::Sessions).await, McpServer::only(Era::Stateless).await);
         let (at_alpha, at_beta) = (alpha.url(), beta.url());
         let mut narrow = String::new();
@@ -38,10 +47,18 @@ impl Farm {
                 seed.server("beta", &at_beta, |server| server.spec.tools.deny = vec!["secret*".into()]);
                 let bob = seed.principal("bob", "user");
                 narrow = seed.key(bob, KeyLimits { servers: vec!["beta".into()], ..KeyLimits::default() });
+                more(seed);
             },
         )
         .await;
         Self { waffles, alpha, beta, narrow }
+    }
+
+    /// Takes all tools away.
+    fn empty(&self) {
+        for server in [&self.alpha, &self.beta, &self.waffles.upstream] {
+            server.set_tools(Vec::new());
+        }
     }
 
     fn with_key(&self, key: &str) -> McpClient {
