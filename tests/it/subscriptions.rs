@@ -107,7 +107,8 @@ async fn what_nobody_wants_any_more_is_ended_at_the_server() {
     server.arrived("resources/unsubscribe", 1).await;
     assert_eq!(server.seen_of("resources/unsubscribe")[0].json()["params"]["uri"], "test://one");
     drop(two);
-    until("the session has ended", SOON, || async { server.sessions().is_empty() }).await;
+    server.arrived("resources/unsubscribe", 2).await;
+    is_open(&server, 0).await;
     until("the listeners are gone", SOON, || async {
         let metrics = waffles.proxy.metrics().await;
         metrics.contains("waffles_listeners 0") && metrics.contains("waffles_subscriptions 0")
@@ -302,7 +303,7 @@ async fn a_change_of_what_a_listener_sees_is_announced_and_a_lost_right_ends_the
     let rest = timeout(SOON, stream.rest()).await.expect("the stream is open five seconds later").unwrap();
     let last = rest.last().expect("it ends with a result");
     assert_eq!(last["result"]["resultType"], "complete", "{last}");
-    until("the subscription at the server has ended", SOON, || async { server.sessions().is_empty() }).await;
+    is_open(&server, 0).await;
 }
 
 /// A server of 2024-11-05: what it is sent is written down, what it says comes from `say`.
@@ -399,7 +400,11 @@ async fn a_federated_listener_hears_all_servers_under_their_names() {
     let answer = session.ask(3, "resources/subscribe", json!({"uri": "wfl+one+test://y"})).await.unwrap();
     assert_eq!(answer.result(), json!({}));
     one.arrived("resources/subscribe", 2).await;
-    assert_eq!(one.listeners(), 1, "they share");
+    assert_eq!(
+        (one.listeners(), two.listeners()),
+        (2, 1),
+        "in a session of its own, and shared where there are none"
+    );
     one.announce(UPDATED, json!({"uri": "test://y"})).await;
     assert_eq!(standing.message().await.unwrap()["params"]["uri"], "wfl+one+test://y");
 }
