@@ -317,9 +317,7 @@ impl Session {
 
     fn end(&self) {
         let state = self.state.lock();
-        for (_, token) in state.running.values() {
-            token.cancel();
-        }
+        // What runs goes on: a lost connection is no cancellation, and the end of HTTP+SSE is no more.
         if let Some(standing) = &state.standing {
             standing.close();
         }

@@ -199,7 +199,7 @@ impl Hub {
             Audience::Listen(_) => None,
         };
         let seat = Seat { client, owner };
-        find_out(means, &view.parts).await;
+        find_out(means, &view.parts, &seat).await;
         let record = exchange_record.hand_over();
         let listener = Listener::new(number, audience, seat, identity.clone(), renew, outbox, record);
         let listener = Arc::new(listener);
@@ -451,9 +451,10 @@ impl std::fmt::Debug for Hub {
 }
 
 /// Finds out which of the servers are stateless, where nobody knows yet: those subscriptions are shared.
-async fn find_out(means: &Means, parts: &[Part]) {
+async fn find_out(means: &Means, parts: &[Part], seat: &Seat) {
     let unknown = |part: &&Part| {
-        matches!(means.shared.eras.seen(&part.permit.entry().server).stateless, Speaks::Unknown)
+        let seen = means.shared.eras.seen(&part.permit.entry().server);
+        !seat.sits(&seen) && matches!(seen.stateless, Speaks::Unknown)
     };
     let asked =
         parts.iter().filter(unknown).map(|part| means.shared.eras.stateless(&means.upstream, &part.permit));
@@ -496,7 +497,8 @@ fn key(means: &Means, permit: &Permit, seat: &Seat) -> Key {
     let text = serde_json::to_vec(&(&principal.tenant, roles, limits)).unwrap_or_default();
     let mut rights = [0; 32];
     rights.copy_from_slice(digest::digest(&digest::SHA256, &text).as_ref());
-    let stateless = means.shared.eras.seen(server).stateless.is_yes();
-    let seat = (!stateless).then(|| seat.mark(identity));
+    let seen = means.shared.eras.seen(server);
+    let in_session = seat.sits(&seen) || !seen.stateless.is_yes();
+    let seat = in_session.then(|| seat.mark(identity));
     Key { server: server.id, version: server.version, rights, seat }
 }

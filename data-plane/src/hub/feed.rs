@@ -25,6 +25,7 @@ use crate::link::BackOff;
 use crate::permit::Permit;
 use crate::reject::{Reject, UpstreamFault};
 use crate::shared::Means;
+use crate::upstream::eras::Seen;
 
 /// Messages about one topic that come within this time are one.
 const GATHER: Duration = Duration::from_millis(50);
@@ -50,6 +51,11 @@ pub struct Seat {
 }
 
 impl Seat {
+    /// Whether the client's calls are made in a session of its own, which the server has.
+    pub fn sits(&self, seen: &Seen) -> bool {
+        self.owner.is_some() && seen.sessions.is_yes()
+    }
+
     /// What tells one from another: a digest of whose it is. A stateless server has no sessions, and needs none.
     pub fn mark(&self, identity: &Identity) -> [u8; 32] {
         let key = identity.key().map(|key| key.id.as_str()).unwrap_or_default();

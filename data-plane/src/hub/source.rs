@@ -71,6 +71,10 @@ impl Source {
         seat: &Seat,
         wanted: &Filter,
     ) -> Result<Option<Self>, Reject> {
+        let seen = means.shared.eras.seen(&permit.entry().server);
+        if seat.sits(&seen) {
+            return in_session(means, permit, seat, wanted).await;
+        }
         match means.shared.eras.stateless(&means.upstream, permit).await? {
             Some(described) => {
                 let capabilities = Capabilities::parse(&described.capabilities);

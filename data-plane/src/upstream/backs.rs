@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -62,7 +62,9 @@ pub struct Back {
     used: Mutex<Instant>,
     level: tokio::sync::Mutex<Option<String>>,
     /// The server has lost it.
-    lost: std::sync::atomic::AtomicBool,
+    lost: AtomicBool,
+    /// Whose it is has gone; it ends with the last call under way.
+    orphaned: AtomicBool,
 }
 
 /// Why nothing comes of a question.
@@ -143,9 +145,16 @@ impl Backs {
         Ok(Arc::clone(open.entry(key.clone()).or_default()))
     }
 
-    /// Ends the sessions of a client's own session.
+    /// Ends the sessions of a client's own session; one with a call under way when that is over.
     pub async fn end_of(&self, upstream: &Upstream, owner: u128) {
-        self.end_where(upstream, |key, _| key.owner == Some(owner)).await;
+        let ends = |key: &Key, back: Option<&Back>| {
+            let own = key.owner == Some(owner);
+            if let Some(back) = back.filter(|_| own) {
+                back.orphaned.store(true, Ordering::Relaxed);
+            }
+            own && back.is_none_or(Back::is_idle)
+        };
+        self.end_where(upstream, ends).await;
     }
 
     /// Ends the sessions that nobody has used for a while.
@@ -218,7 +227,8 @@ impl Back {
     }
 
     fn is_idle(&self) -> bool {
-        self.calls() == 0 && self.holds.load(Ordering::Relaxed) == 0 && self.used.lock().elapsed() > IDLE
+        let free = self.calls() == 0 && self.holds.load(Ordering::Relaxed) == 0;
+        free && (self.orphaned.load(Ordering::Relaxed) || self.used.lock().elapsed() > IDLE)
     }
 
     fn is_alive(&self) -> bool {
@@ -474,6 +484,7 @@ impl Back {
             used: Mutex::new(Instant::now()),
             level: tokio::sync::Mutex::default(),
             lost: false.into(),
+            orphaned: false.into(),
         }
     }
 
