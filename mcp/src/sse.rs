@@ -255,13 +255,14 @@ impl Decoder {
     }
 }
 
-/// The bytes of one event. An `id` or `event` with a line end or NUL is left out; every line of the data, whatever ends
-/// it, becomes a `data` line.
+/// The bytes of one event. An `id` with a line end or NUL is left out, and an `event` with a line end; every line of the
+/// data, whatever ends it, becomes a `data` line.
 pub fn encode(event: &Event) -> Bytes {
     let mut out = BytesMut::with_capacity(event.data.len() + 64);
-    let fields = [(&b"id: "[..], event.id.as_deref()), (b"event: ", event.event.as_deref())];
-    for (name, value) in fields {
-        if let Some(value) = value.filter(|value| !value.contains(['\r', '\n', '\0'])) {
+    // A NUL ends no type: without it, an event that nobody reads would become a message.
+    let id = event.id.as_deref().filter(|id| !id.contains('\0'));
+    for (name, value) in [(&b"id: "[..], id), (b"event: ", event.event.as_deref())] {
+        if let Some(value) = value.filter(|value| !value.contains(['\r', '\n'])) {
             out.extend_from_slice(name);
             out.extend_from_slice(value.as_bytes());
             out.extend_from_slice(b"\n");

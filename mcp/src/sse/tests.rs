@@ -97,6 +97,8 @@ fn an_encoded_event_cannot_say_more_than_it_was_told() {
     let full = Event { id: Some("1".into()), event: Some("m".into()), data: Bytes::new(), retry: Some(3) };
     assert_eq!(encode(&full), "id: 1\nevent: m\nretry: 3\ndata: \n\n");
     assert_eq!(encode_message(&Bytes::from_static(b"{}")), "event: message\ndata: {}\n\n");
+    let odd = Event { event: Some("m\0".into()), data: Bytes::from_static(b"a"), ..Event::default() };
+    assert_eq!(decode(&[&encode(&odd)]), [Item::Event(odd)], "it does not become a message");
 }
 
 fn streams() -> impl Strategy<Value = Vec<u8>> {
