@@ -39,8 +39,8 @@ struct Draft<'m, 'a> {
 
 impl<'m, 'a> Draft<'m, 'a> {
     fn new(message: &'m Message) -> Self {
-        let (params, meta) = (Vec::with_capacity(2), Vec::with_capacity(4));
-        Self { message, patch: Patch::default(), params, params_out: Vec::new(), meta, meta_out: Vec::new() }
+        let (params, params_out, meta, meta_out) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { message, patch: Patch::default(), params, params_out, meta, meta_out }
     }
 
     /// Other JSON text in the place of a field that is there.
