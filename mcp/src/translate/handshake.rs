@@ -27,9 +27,10 @@ pub struct Described {
 }
 
 impl Described {
-    /// Reads the result of `initialize`. A revision that we do not know is refused.
+    /// Reads the result of `initialize`. A revision that we do not know is refused, and one that has no `initialize`.
     pub fn from_initialize(result: &[u8]) -> Result<Self, ParseError> {
         let revision = get_text(result, "protocolVersion").and_then(|text| Revision::parse(&text));
+        let revision = revision.filter(|revision| !revision.is_modern());
         let revision = revision.ok_or_else(|| ParseError::new(Fault::NotAMessage, 0))?;
         Ok(Self::of(result, revision, get_object(result, "serverInfo")))
     }

@@ -31,8 +31,13 @@ fn a_server_is_read_from_either_handshake() {
 
 #[test]
 fn a_handshake_without_a_known_revision_is_refused() {
-    for bad in [json!({}), json!({"protocolVersion": "2027-01-01"}), json!({"protocolVersion": 1}), json!([])]
-    {
+    for bad in [
+        json!({}),
+        json!({"protocolVersion": "2027-01-01"}),
+        json!({"protocolVersion": "2026-07-28"}),
+        json!({"protocolVersion": 1}),
+        json!([]),
+    ] {
         assert!(Described::from_initialize(bad.to_string().as_bytes()).is_err(), "{bad}");
     }
     for bad in [json!({}), json!({"supportedVersions": []}), json!({"supportedVersions": "2026-07-28"})] {
