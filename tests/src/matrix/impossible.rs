@@ -12,8 +12,11 @@ const LOG_OF_NO_CALL: &str =
 const ROOTS_OF_NO_CALL: &str =
     "2026-07-28 knows questions of a request only, and this server asks for roots beside its calls";
 
+const LISTS_OF_SESSIONS: &str =
+    "the lists at a federated address are of a principal, and this server has others for each session";
+
 /// Why this cell cannot pass, if it cannot.
-pub fn reason(client: &Client, server: &Server, _door: Door, feature: &str) -> Option<&'static str> {
+pub fn reason(client: &Client, server: &Server, door: Door, feature: &str) -> Option<&'static str> {
     let oldest = client.revision.min(server.revision);
     if feature == "elicitation" && oldest < "2025-06-18" {
         return Some(NO_ELICITATION);
@@ -25,6 +28,10 @@ pub fn reason(client: &Client, server: &Server, _door: Door, feature: &str) -> O
             "cancel" => Some(CANNOT_FIND),
             _ => None,
         };
+    }
+    let everything = server.vocabulary == "everything";
+    if everything && door == Door::Federated && feature == "list-changed" {
+        return Some(LISTS_OF_SESSIONS);
     }
     // Over HTTP+SSE all that a server sends comes on one stream, so what it sends during a call is taken to be of it.
     if server.name == "everything" && client.era == Era::Stateless {
