@@ -6,9 +6,10 @@ mod handshake;
 mod lists;
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use waffles_core::credential::KeyLimits;
 use waffles_tests::mcp_server::tool;
 use waffles_tests::{Behaviour, DataPlaneOptions, Era, McpClient, McpServer, RawServer, Seed, Seeded};

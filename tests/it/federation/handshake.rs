@@ -1,8 +1,9 @@
 //! What a federated door says of itself, and its sessions.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use waffles_tests::mcp_client::initialize;
 use waffles_tests::{Era, McpClient, McpServer, RawServer, Seeded, until};
 
