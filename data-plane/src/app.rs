@@ -370,6 +370,7 @@ async fn upkeep(shared: Arc<Shared>, upstream: Upstream, current: Arc<Current>, 
         shared.catalogue.sweep();
         shared.backs.sweep(&upstream).await;
         shared.eras.sweep(&current.load());
+        shared.schemas.sweep(&current.load());
         upstream.pool().sweep(&current.load());
     }
     shared.lot.clear();

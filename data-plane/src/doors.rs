@@ -21,7 +21,7 @@ use waffles_mcp::headers::{LAST_EVENT_ID, MCP_SESSION_ID, X_API_KEY};
 use waffles_mcp::sse::KEEP_ALIVE;
 
 use crate::authn::Identity;
-use crate::gateway::{Door, Gateway, Scope, Source, discard, read};
+use crate::gateway::{Door, Gateway, Scope, Source, Unmirrored, discard, read};
 use crate::record::Record;
 use crate::reject::Reject;
 use crate::stream::Body;
@@ -79,6 +79,8 @@ impl Caller {
             Ok(uri) => parts.uri = uri,
             Err(_) => return refusal(&Reject::UnknownPath),
         }
+        // What mirrors arguments is for Streamable HTTP alone.
+        parts.extensions.insert(Unmirrored);
         parts.headers = headers;
         parts.headers.extend(self.credential.clone());
         let accept = HeaderValue::from_static("application/json, text/event-stream");

@@ -75,6 +75,14 @@ pub enum Source {
     Batch(Bytes),
 }
 
+/// Marks the message of a door whose clients know nothing of mirrored headers: those that a server wants are made here.
+#[derive(Debug, Clone, Copy)]
+pub struct Unmirrored;
+
+fn is_unmirrored(parts: &Parts) -> bool {
+    parts.extensions.get::<Unmirrored>().is_some()
+}
+
 /// What one thread serves with. The configuration, the audit spool and the counters are shared by all threads.
 pub struct Gateway {
     /// The configuration in force.
@@ -216,7 +224,7 @@ impl Gateway {
         let entry = resolve(exchange, door, &identity)?;
         let permit = Permit::authorize(&identity, &entry, head)?;
         exchange.record.note_rule(permit.rule());
-        let session = match self.attach(exchange, &parts.headers, &permit, head).await? {
+        let session = match self.attach(exchange, parts, &permit, head).await? {
             Attached::Native(session) => session,
             // The ways that are not the common one are boxed: they are large, and every exchange would carry their room.
             Attached::Bridged(front) => {
@@ -251,14 +259,16 @@ impl Gateway {
     async fn attach(
         &self,
         exchange: &Exchange,
-        headers: &HeaderMap,
+        parts: &Parts,
         permit: &Permit,
         head: Option<&Head>,
     ) -> Result<Attached, Reject> {
         if let (true, Some(head)) = (exchange.modern, head) {
             return Ok(match self.shared.eras.stateless(&self.upstream, permit).await? {
-                // An id of a task is not the server's own.
-                Some(_) if tasks::is_about_one(&head.method) => Attached::Bridged(Front::stateless(head)),
+                // An id of a task is not the server's own, and nobody else makes the headers.
+                Some(_) if tasks::is_about_one(&head.method) || is_unmirrored(parts) => {
+                    Attached::Bridged(Front::stateless(head))
+                }
                 Some(_) => Attached::Native(None),
                 None => Attached::Bridged(Front::stateless(head)),
             });
@@ -274,7 +284,7 @@ impl Gateway {
         let principal = permit.identity().principal().id;
         let now = exchange.record.opened_at();
         let server = permit.entry().server.id;
-        match singleton(headers, &MCP_SESSION_ID)? {
+        match singleton(&parts.headers, &MCP_SESSION_ID)? {
             Some(id) if front::Session::is_own(id) => {
                 let door = server.to_string();
                 let sessions = &self.shared.sessions;

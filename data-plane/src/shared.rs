@@ -4,15 +4,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use waffles_mcp::listing::ParamHeader;
-use waffles_mcp::{Head, Id, Method};
+use waffles_mcp::Id;
 use waffles_runtime::drain::Drain;
 
 use crate::bridge::parked::Lot;
 use crate::federation::catalogue::Catalogue;
 use crate::front::Sessions;
 use crate::hub::Hub;
-use crate::permit::Permit;
 use crate::record::Desk;
 use crate::state::Current;
 use crate::upstream::Upstream;
@@ -67,14 +65,4 @@ pub struct Means {
     pub desk: Arc<Desk>,
     /// The process's end.
     pub drain: Drain,
-}
-
-impl Means {
-    /// The annotations of the tool that a message calls.
-    pub async fn schemas(&self, permit: &Permit, head: &Head) -> Option<Arc<Vec<ParamHeader>>> {
-        match (&head.method, &head.name) {
-            (Method::ToolsCall, Some(tool)) => self.shared.schemas.of(&self.upstream, permit, tool).await,
-            _ => None,
-        }
-    }
 }

@@ -1,12 +1,16 @@
 //! A question of the gateway's own to a server, on a caller's behalf: what a federated door lists. It has no client that
 //! hears anything before the answer, and nobody who could be asked.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method as HttpMethod, header};
 use tokio::time::{Instant, timeout_at};
 use waffles_mcp::headers;
+use waffles_mcp::listing::{ParamHeader, entries, tool_param_headers};
 use waffles_mcp::translate::request::{self, Extra};
-use waffles_mcp::{Id, Kind, Limits, Message, Revision, head};
+use waffles_mcp::{Head, Id, Kind, Limits, Message, Method, Revision, head};
 
 use super::Way;
 use crate::front::Front;
@@ -14,6 +18,7 @@ use crate::permit::Permit;
 use crate::reject::{Reject, UpstreamFault};
 use crate::shared::Means;
 use crate::upstream::backs::Missed;
+use crate::upstream::schemas::Annotated;
 use crate::upstream::{Heard, Inbox, Outgoing};
 
 /// What a server answered.
@@ -81,6 +86,58 @@ impl Means {
                 Err(lost())
             }
         }
+    }
+}
+
+/// How long reading a server's tools may take, and over how many pages.
+const READ_TIME: Duration = Duration::from_secs(10);
+const MAX_PAGES: usize = 100;
+
+impl Means {
+    /// Which arguments of the tool that a message calls are mirrored in headers; none where none are, or where the list
+    /// cannot be read: then the server says what is wrong.
+    pub async fn annotations(
+        &self,
+        front: &Front,
+        permit: &Permit,
+        head: &Head,
+    ) -> Option<Arc<Vec<ParamHeader>>> {
+        let tool = head.name.as_ref().filter(|_| head.method == Method::ToolsCall)?;
+        let server = &permit.entry().server;
+        let tools = match self.shared.schemas.of(server) {
+            Some(tools) => tools,
+            None => {
+                let read = self.read_annotations(front, permit).await?;
+                self.shared.schemas.note(server, read)
+            }
+        };
+        tools.get(tool).cloned()
+    }
+
+    async fn read_annotations(&self, front: &Front, permit: &Permit) -> Option<Annotated> {
+        let until = Instant::now() + READ_TIME;
+        let front = Front { session: None, ..front.clone() };
+        let mut annotated = Annotated::new();
+        let mut params = serde_json::json!({});
+        for _ in 0..MAX_PAGES {
+            let request =
+                serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": params});
+            let reply = self.inquire(&front, permit, request.to_string().into(), until).await.ok()?;
+            let Reply::Result(page) = reply else { return None };
+            let (list, next) = entries(&page, "tools").ok()?;
+            for entry in list {
+                if let Ok(annotations) = tool_param_headers(&entry.raw)
+                    && !annotations.is_empty()
+                {
+                    annotated.insert(entry.name, Arc::new(annotations));
+                }
+            }
+            match next {
+                Some(next) => params = serde_json::json!({"cursor": next}),
+                None => return Some(annotated),
+            }
+        }
+        None
     }
 }
 

@@ -76,7 +76,7 @@ impl Errand {
         to.insert(header::ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
         to.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers::write(&self.head, Revision::V2026_07_28, &mut to);
-        if let Some(annotations) = self.means.schemas(&self.permit, &self.head).await {
+        if let Some(annotations) = self.means.annotations(&self.front, &self.permit, &self.head).await {
             headers::write_params(&annotations, self.head.arguments.as_deref(), &mut to);
         }
         Outgoing { method: HttpMethod::POST, headers: to, body, endpoint: None, path: None }

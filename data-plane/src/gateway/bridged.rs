@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use http::{Method as HttpMethod, Response, StatusCode};
-use waffles_mcp::headers::{LAST_EVENT_ID, MCP_SESSION_ID, singleton};
+use waffles_mcp::headers::{LAST_EVENT_ID, MCP_SESSION_ID, check_params, singleton};
 use waffles_mcp::translate::handshake::Described;
 use waffles_mcp::translate::notice::Filter;
 use waffles_mcp::{Head, Message, Method, Slot};
 
-use super::{Call, Exchange, Gateway, Stood, answer, empty};
+use super::{Call, Exchange, Gateway, Stood, answer, empty, is_unmirrored};
 use crate::authn::Identity;
 use crate::bridge::local::{self, Local};
 use crate::bridge::parked::State;
@@ -220,6 +220,9 @@ impl Gateway {
             return self.pass_on(exchange, &owner, permit.identity(), parts, message.bytes()).await;
         }
         self.desk.trail.admit(entry.server.spec.audit).map_err(|_| Reject::AuditUnavailable)?;
+        if front.is_stateless() && head.method == Method::ToolsCall && !is_unmirrored(parts) {
+            self.check_params(parts, &permit, &front, &head).await?;
+        }
         exchange.record.capture_request(&entry, message.params().as_deref());
         exchange.record.note_asked();
         let survives = front.session.is_some();
@@ -241,6 +244,28 @@ impl Gateway {
         };
         let open = Open::new(&self.desk.metrics.open_streams);
         Ok(Flow::new(errand.run(), out, survives, open).respond().await)
+    }
+
+    /// The headers that mirror arguments must say what the arguments say, also where the server is of an older revision
+    /// and would not look [2026-07-28 streamable-http#request-metadata].
+    async fn check_params(
+        &self,
+        parts: &Parts,
+        permit: &Permit,
+        front: &Front,
+        head: &Head,
+    ) -> Result<(), Reject> {
+        let means = self.means();
+        for last in [false, true] {
+            let Some(annotations) = means.annotations(front, permit, head).await else { return Ok(()) };
+            match check_params(&annotations, head.arguments.as_deref(), &parts.headers) {
+                Ok(()) => return Ok(()),
+                Err(error) if last => return Err(error.into()),
+                // The tool may have changed since its list was read.
+                Err(_) => self.shared.schemas.forget(&permit.entry().server),
+            }
+        }
+        Ok(())
     }
 
     /// Whether an address is that of another proxy. What was passed on once is not passed on again.

@@ -495,7 +495,8 @@ impl Back {
         client: &Client,
     ) -> Result<Option<Self>, Reject> {
         let id = self.fresh_id();
-        let body = initialize_request(&id, client, Revision::V2024_11_05);
+        // Some servers of that transport speak newer revisions on it; the others say which they speak.
+        let body = initialize_request(&id, client, Revision::LATEST_LEGACY);
         match self.ask(upstream, permit, &id, body).await {
             Ok(inbox) => self.agreed(upstream, permit, inbox, &id).await,
             Err(Missed::Reject(reject)) => Err(reject),
