@@ -23,6 +23,7 @@ use crate::page::{Page, Paged};
 use crate::secrets::ProxyPeer;
 use crate::store::Db;
 use crate::store::changes::{self, signed, unsigned};
+use crate::store::eras::{self, EraRow};
 use crate::store::proxies::{self as store, HealthDoc, NackDoc, ProxyRow, RejectionDoc};
 
 const MOST_PER_PAGE: u32 = 500;
@@ -31,6 +32,11 @@ const MOST_NAME: usize = 128;
 const MOST_REASON: usize = 500;
 const MOST_REJECTIONS: usize = 100;
 const WRITE_TIME: Duration = Duration::from_secs(10);
+/// The eras that a server can be found to be of.
+const ERAS: [&str; 3] = ["http_sse", "sessions", "stateless"];
+const MOST_REVISION: usize = 32;
+/// How long is remembered what a silent proxy found, so that it is not written again for nothing.
+const REMEMBERED: TimeDelta = TimeDelta::hours(1);
 /// How long a proxy that another replica said is connected counts as connected.
 const FRESH: TimeDelta = TimeDelta::seconds(30);
 
@@ -84,6 +90,8 @@ struct Shared {
     live: Mutex<HashMap<Uuid, Live>>,
     /// What proxies said here that hold their configuration stream with another replica.
     elsewhere: Mutex<HashMap<Uuid, HealthDoc>>,
+    /// What proxies said here that they found servers to speak.
+    eras: Mutex<HashMap<Uuid, Eras>>,
     poker: OnceLock<Poker>,
 }
 
@@ -98,11 +106,19 @@ struct Live {
     stored: bool,
 }
 
+/// What a proxy found servers to speak, as it said last.
+#[derive(Debug)]
+struct Eras {
+    found: Vec<EraRow>,
+    heard: DateTime<Utc>,
+    dirty: bool,
+}
+
 impl Proxies {
     /// None yet.
     pub fn new(db: Db, discovery: Discovery) -> Self {
-        let (live, elsewhere) = (Mutex::default(), Mutex::default());
-        let shared = Shared { db, discovery, live, elsewhere, poker: OnceLock::new() };
+        let (live, elsewhere, eras) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let shared = Shared { db, discovery, live, elsewhere, eras, poker: OnceLock::new() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -144,6 +160,7 @@ impl Proxies {
     /// A proxy says how it is.
     pub fn health(&self, _peer: ProxyPeer, id: Uuid, health: &audit_pb::Health) {
         let now = micros(Utc::now());
+        self.found(id, found(&health.servers), now);
         let health = HealthDoc {
             revision: health.revision,
             open_streams: health.open_streams,
@@ -158,6 +175,46 @@ impl Proxies {
         } else {
             self.shared.elsewhere.lock().insert(id, health);
         }
+    }
+
+    /// A proxy says what it found servers to speak. The first word of it is written even if it is nothing: it may have
+    /// found something in another life.
+    fn found(&self, id: Uuid, found: Vec<EraRow>, now: DateTime<Utc>) {
+        let mut eras = self.shared.eras.lock();
+        let known = eras.get(&id);
+        let same = known.is_some_and(|eras| eras.found == found);
+        let dirty = !same || known.is_some_and(|eras| eras.dirty);
+        eras.insert(id, Eras { found, heard: now, dirty });
+        drop(eras);
+        if !same {
+            self.poke();
+        }
+    }
+
+    /// Writes what changed of what proxies found, and forgets proxies that say nothing any more.
+    async fn write_eras(&self) -> sqlx::Result<()> {
+        let now = Utc::now();
+        let changed: Vec<(Uuid, Vec<EraRow>)> = {
+            let mut eras = self.shared.eras.lock();
+            eras.retain(|_, eras| eras.dirty || eras.heard + REMEMBERED > now);
+            let changed = |(id, eras): (&Uuid, &mut Eras)| {
+                std::mem::take(&mut eras.dirty).then(|| (*id, eras.found.clone()))
+            };
+            eras.iter_mut().filter_map(changed).collect()
+        };
+        let mut changed = changed.into_iter();
+        while let Some((id, found)) = changed.next() {
+            if let Err(error) = eras::put(&self.shared.db, id, &found).await {
+                let mut eras = self.shared.eras.lock();
+                for id in std::iter::once(id).chain(changed.map(|(id, _)| id)) {
+                    if let Some(eras) = eras.get_mut(&id) {
+                        eras.dirty = true;
+                    }
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Proxies by name.
@@ -289,7 +346,7 @@ impl Proxies {
             for (id, health) in elsewhere {
                 store::put_health(&self.shared.db, id, health).await?;
             }
-            Ok(())
+            self.write_eras().await
         };
         let result = tokio::time::timeout(WRITE_TIME, write).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
         if result.is_ok() {
@@ -325,6 +382,19 @@ impl Proxies {
             poker.poke();
         }
     }
+}
+
+/// What can be believed of what a proxy says that it found, in one order.
+fn found(servers: &[audit_pb::SeenServer]) -> Vec<EraRow> {
+    let known = |seen: &audit_pb::SeenServer| {
+        let era = ERAS.into_iter().find(|era| *era == seen.era)?;
+        let (server, endpoint) = (seen.server_id.parse().ok()?, i64::from(seen.endpoint));
+        let found_at = micros(wire::time(seen.found_at)?);
+        let revision = clean(&seen.revision, MOST_REVISION);
+        Some(((server, endpoint), EraRow { server, endpoint, era, revision, found_at }))
+    };
+    let by_place: BTreeMap<_, _> = servers.iter().filter_map(known).collect();
+    by_place.into_values().collect()
 }
 
 impl Live {

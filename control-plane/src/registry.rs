@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use serde_json::json;
 use uuid::Uuid;
 use waffles_core::FieldError;
@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::page::{Page, Paged};
 use crate::store::namespaces::{self, Touched};
 use crate::store::servers::{self, Broken, NameClaim, ServerRow};
-use crate::store::{Db, Tx, changes};
+use crate::store::{Db, Tx, changes, eras};
 
 pub use crate::store::servers::ServerFilter;
 
@@ -28,6 +28,21 @@ const MOST_PER_PAGE: u32 = 500;
 const MOST_TAGS: usize = 32;
 /// Names the list in cursors.
 const LIST: &str = "servers";
+
+/// What a proxy found a server to speak.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// The proxy and its name; none for an actor who may not see proxies.
+    pub proxy: Option<(Uuid, String)>,
+    /// Which of the server's endpoints, from 0.
+    pub endpoint: u32,
+    /// `stateless`, `sessions` or `http_sse`.
+    pub era: String,
+    /// The revision of the protocol.
+    pub revision: String,
+    /// When it was found.
+    pub found_at: DateTime<Utc>,
+}
 
 /// The registered servers.
 #[derive(Debug, Clone)]
@@ -117,12 +132,22 @@ impl Registry {
         Ok(paged)
     }
 
-    /// One server of the actor's tenant.
-    pub async fn get(&self, ctx: &OpCtx, name: &str) -> Result<Server, Error> {
+    /// One server of the actor's tenant, and what proxies found it to speak.
+    pub async fn get(&self, ctx: &OpCtx, name: &str) -> Result<(Server, Vec<Seen>), Error> {
         ctx.require(Permission::ServersRead)?;
         know(ctx, name)?;
         let row = servers::get(&self.db, ctx.tenant(), name).await?;
-        self.open(row.ok_or_else(|| missing(name))?)
+        let server = self.open(row.ok_or_else(|| missing(name))?)?;
+        let found = eras::of_server(&self.db, server.id).await?;
+        let may_know = ctx.may(Permission::ProxiesRead);
+        let seen = found.into_iter().map(|row| Seen {
+            proxy: may_know.then_some((row.proxy_id, row.proxy)),
+            endpoint: u32::try_from(row.endpoint).unwrap_or(u32::MAX),
+            era: row.era,
+            revision: row.revision,
+            found_at: row.found_at,
+        });
+        Ok((server, seen.collect()))
     }
 
     /// Replaces the specification of a server that is still at the version given. Without a credential the

@@ -3,6 +3,7 @@
 
 pub mod audit;
 pub mod changes;
+pub mod eras;
 pub mod namespaces;
 pub mod principals;
 pub mod proxies;

@@ -9,7 +9,7 @@ use waffles_proto::registry::v1::registry_service_server::RegistryService;
 use super::actor;
 use crate::error::Error;
 use crate::page::Page;
-use crate::registry::{Registry, ServerFilter};
+use crate::registry::{Registry, Seen, ServerFilter};
 
 pub(super) struct Servers {
     registry: Registry,
@@ -57,12 +57,14 @@ impl RegistryService for Servers {
 
     async fn get_server(&self, request: Request<pb::GetServerRequest>) -> Answer<pb::GetServerResponse> {
         let ctx = actor(&request)?;
-        let server = self
+        let (server, seen) = self
             .registry
             .get(&ctx, &request.into_inner().name)
             .await
             .map_err(|error| error.into_status(ctx.request_id()))?;
-        Ok(Response::new(pb::GetServerResponse { server: Some(shown(&server)) }))
+        let seen = seen.into_iter().map(shown_era).collect();
+        let server = pb::Server { seen, ..shown(&server) };
+        Ok(Response::new(pb::GetServerResponse { server: Some(server) }))
     }
 
     async fn update_server(
@@ -113,4 +115,16 @@ fn spec(message: Option<pb::ServerSpec>) -> Result<(Spec, Option<Credential>), E
 
 fn shown(server: &Server) -> pb::Server {
     wire::server_to_proto(server, false)
+}
+
+fn shown_era(seen: Seen) -> pb::SeenEra {
+    let (proxy_id, proxy) = seen.proxy.map(|(id, name)| (id.to_string(), name)).unwrap_or_default();
+    pb::SeenEra {
+        proxy_id,
+        proxy,
+        endpoint: seen.endpoint,
+        era: seen.era,
+        revision: seen.revision,
+        found_at: Some(wire::timestamp(seen.found_at)),
+    }
 }

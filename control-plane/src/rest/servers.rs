@@ -19,7 +19,7 @@ use waffles_core::server::{self as core, Spec, ToolFilter};
 use super::extract::{Actor, Body, Name, Params, based_on, tagged};
 use super::{Door, Problem};
 use crate::error::Error;
-use crate::registry::ServerFilter;
+use crate::registry::{Seen, ServerFilter};
 
 const PAGE_MOST: u32 = 500;
 
@@ -271,6 +271,27 @@ pub(super) struct Server {
     version: u64,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
+    /// What proxies found it to speak; only where one server is shown.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    seen: Vec<SeenEra>,
+}
+
+/// What a proxy found a server to speak.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct SeenEra {
+    /// The proxy; absent for a caller who may not see proxies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy_id: Option<Uuid>,
+    /// The proxy's name; absent for a caller who may not see proxies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy: Option<String>,
+    /// Which of the server's endpoints, from 0.
+    endpoint: u32,
+    /// `stateless`, `sessions` or `http_sse`.
+    era: String,
+    /// The revision of the protocol, such as `2025-11-25`.
+    revision: String,
+    found_at: DateTime<Utc>,
 }
 
 /// A page of servers in the order of their names.
@@ -320,7 +341,16 @@ impl From<core::Server> for Server {
             version: server.version,
             created_at: server.created_at,
             updated_at: server.updated_at,
+            seen: Vec::new(),
         }
+    }
+}
+
+impl From<Seen> for SeenEra {
+    fn from(seen: Seen) -> Self {
+        let (proxy_id, proxy) = seen.proxy.unzip();
+        let Seen { endpoint, era, revision, found_at, .. } = seen;
+        Self { proxy_id, proxy, endpoint, era, revision, found_at }
     }
 }
 
@@ -494,7 +524,10 @@ pub(super) async fn get(
     Actor(ctx): Actor,
     Name(name): Name,
 ) -> Result<Response, Problem> {
-    Ok(answer(StatusCode::OK, door.services.registry.get(&ctx, &name).await?))
+    let (server, seen) = door.services.registry.get(&ctx, &name).await?;
+    let version = server.version;
+    let shown = Server { seen: seen.into_iter().map(SeenEra::from).collect(), ..Server::from(server) };
+    Ok(tagged(Json(shown).into_response(), version))
 }
 
 /// Replaces the specification of a server.

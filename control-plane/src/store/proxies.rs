@@ -181,6 +181,9 @@ pub async fn count_since(db: &Db, time: DateTime<Utc>) -> sqlx::Result<u64> {
 /// Forgets proxies that were not heard of since a time. Their spools stay known, so that a proxy that comes
 /// back after all stores no record twice.
 pub async fn forget(db: &Db, before: DateTime<Utc>) -> sqlx::Result<u64> {
+    const ERAS: &str =
+        "DELETE FROM server_eras WHERE proxy_id IN (SELECT id FROM proxies WHERE last_seen < $1)";
     const SQL: &str = "DELETE FROM proxies WHERE last_seen < $1";
+    on_db!(db, |pool| sqlx::query(ERAS).bind(before).execute(pool).await.map(drop))?;
     on_db!(db, |pool| sqlx::query(SQL).bind(before).execute(pool).await.map(|done| done.rows_affected()))
 }

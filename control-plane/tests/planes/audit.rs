@@ -35,6 +35,10 @@ impl Upload {
         self.to.send(pb::UploadRequest { message: Some(Message::Batch(batch)) }).await.unwrap();
     }
 
+    pub async fn say(&self, health: pb::Health) {
+        self.to.send(pb::UploadRequest { message: Some(Message::Health(health)) }).await.unwrap();
+    }
+
     pub async fn receipt(&mut self) -> u64 {
         let receipt = tokio::time::timeout(SOON, self.from.message()).await.expect("no receipt came");
         receipt.unwrap().expect("the stream ended").stored_through

@@ -158,7 +158,8 @@ async fn a_proxy_gets_everything_once_and_then_what_differs() {
         create(&admin, "two").await;
         let second = proxy.update().await;
         assert!(!second.full && second.revision > first.revision);
-        assert_eq!(second.resources.len(), 1);
+        // The server, and `default`, which it joined.
+        assert_eq!(second.resources.len(), 2);
         assert_eq!(second.servers()[0].0, "two");
         // Nothing more before the answer: several changes are one update.
         delete(&admin, "two").await;
@@ -188,7 +189,7 @@ async fn a_proxy_gets_everything_once_and_then_what_differs() {
         let mut older = Proxy::connect(&plane, &database.token(), older).await;
         let missed = older.update().await;
         assert!(!missed.full);
-        assert_eq!((missed.resources.len(), missed.removed.len()), (1, 1));
+        assert_eq!((missed.resources.len(), missed.removed.len()), (2, 1));
         drop((back, older));
         plane.stop().await;
         database.drop().await;

@@ -13,6 +13,7 @@ mod audit;
 mod auth;
 mod discovery;
 mod doors;
+mod namespaces;
 mod outage;
 mod registry;
 mod store;
