@@ -35,6 +35,8 @@ pub(crate) use process::Command;
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// A session that nobody uses is ended, with its program. Longer than the proxy keeps an idle session of its own.
 const IDLE: Duration = Duration::from_secs(900);
+/// A session that was idle for this long makes room for a new one where there is none.
+const SPARE: Duration = Duration::from_secs(30);
 /// How often idle sessions are looked for.
 const SWEEP: Duration = Duration::from_secs(15);
 /// The longest that a request waits for its program to be started again; what would wait longer is turned away.
@@ -117,7 +119,7 @@ impl Bridge {
         loop {
             interval.tick().await;
             self.sessions.lock().retain(|_, line| {
-                let idle = line.is_idle(IDLE);
+                let idle = line.idle() >= IDLE;
                 if idle {
                     line.stop();
                 }
@@ -146,7 +148,10 @@ impl Bridge {
             let mut sessions = self.sessions.lock();
             sessions.retain(|_, line| line.is_open());
             if sessions.len() >= self.most_children {
-                return Err(Turned::Full);
+                let idlest = sessions.iter().max_by_key(|(_, line)| line.idle());
+                let idlest = idlest.filter(|(_, line)| line.idle() >= SPARE).map(|(id, _)| id.clone());
+                let line = idlest.and_then(|id| sessions.remove(&id)).ok_or(Turned::Full)?;
+                line.stop();
             }
             let line = self.start(false)?;
             sessions.insert(id.clone(), Arc::clone(&line));

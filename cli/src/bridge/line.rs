@@ -143,12 +143,12 @@ impl Line {
         self.started.elapsed()
     }
 
-    /// Whether nobody has talked to it or waited for it for this long.
-    pub(super) fn is_idle(&self, span: Duration) -> bool {
+    /// How long nobody has talked to it; nothing while somebody waits for it or listens.
+    pub(super) fn idle(&self) -> Duration {
         let state = self.state.lock();
         let waited_for = state.pending.values().any(|pending| !pending.reader.is_closed());
         let heard = state.listener.as_ref().is_some_and(|listener| !listener.is_closed());
-        !waited_for && !heard && state.used.elapsed() >= span
+        if waited_for || heard { Duration::ZERO } else { state.used.elapsed() }
     }
 
     /// Sends a request and gives what is said to it.
