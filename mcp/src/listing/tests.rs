@@ -122,3 +122,34 @@ fn a_tool_with_an_invalid_annotation_is_refused() {
     let escaped = br#"{"properties":{"a":{"type":"string","x-mcp-h\u0065ader":""}}}"#;
     assert_eq!(param_headers(escaped), Err(Invalid::BadToken));
 }
+
+#[test]
+fn a_page_is_taken_apart_and_put_together() {
+    let page = bytes::Bytes::from_static(TOOLS.as_bytes());
+    let (tools, next) = entries(&page, "tools").unwrap();
+    let names: Vec<_> = tools.iter().map(|tool| tool.name.as_str()).collect();
+    assert_eq!((names, next.as_deref()), (vec!["a", "b", "c"], Some("n")));
+    assert_eq!(tools[0].raw, r#"{"name":"a","inputSchema":{"x":1.0}}"#);
+    let raw = tools.iter().map(|tool| &tool.raw);
+    let whole = list_result("tools", raw, next.as_deref());
+    assert_eq!(
+        whole,
+        r#"{"tools":[{"name":"a","inputSchema":{"x":1.0}},{"name":"\u0062"},{"name":"c"}],"nextCursor":"n"}"#
+    );
+    assert_eq!(list_result("prompts", [], None), r#"{"prompts":[]}"#);
+    let odd = bytes::Bytes::from_static(
+        br#"{"resources":[{"uri":"x:","name":"n"},{"name":"n"}],"nextCursor":null}"#,
+    );
+    let (resources, next) = entries(&odd, "resources").unwrap();
+    assert_eq!((resources.len(), resources[0].name.as_str(), next), (1, "x:", None));
+    assert!(entries(&odd, "tools").unwrap().0.is_empty());
+    assert!(entries(&bytes::Bytes::from_static(br#"{"tools":{}}"#), "tools").is_err());
+}
+
+#[test]
+fn an_entry_is_renamed_where_its_name_stands() {
+    let tool = br#"{ "name" : "\u0061", "title":"name", "inputSchema":{"name":1.0}}"#;
+    let renamed_tool = renamed(tool, "name", "s__a\"");
+    assert_eq!(renamed_tool, r#"{ "name" : "s__a\"", "title":"name", "inputSchema":{"name":1.0}}"#);
+    assert_eq!(renamed(br#"{"uri":"x:"}"#, "name", "n"), r#"{"uri":"x:"}"#);
+}
