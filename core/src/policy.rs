@@ -468,7 +468,8 @@ mod tests {
     #[test]
     fn the_highest_level_counts_and_without_one_a_namespace_does_not_exist() {
         let view_for_users = [("user", Level::View)];
-        let cases: [(&str, &[(&str, Level)], &[(&str, Level)], Option<Level>); 7] = [
+        type Given<'a> = &'a [(&'a str, Level)];
+        let cases: [(&str, Given<'_>, Given<'_>, Option<Level>); 7] = [
             ("user", &[], &[], None),
             ("user", &view_for_users, &[], Some(Level::View)),
             ("admin", &view_for_users, &[], None),

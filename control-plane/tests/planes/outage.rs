@@ -137,7 +137,8 @@ async fn a_database_that_hangs_or_is_gone_takes_nothing_down_with_it() {
         })
         .await;
         held = proxy.update().await;
-        assert!(held.removed.is_empty() && !held.full && held.resources.len() == 1, "{held:?}");
+        // The server, and `default`, which it joined.
+        assert!(held.removed.is_empty() && !held.full && held.resources.len() == 2, "{held:?}");
         proxy.ack(&held).await;
     }
     let filter = waffles_proto::audit::v1::EventFilter { proxy_id: id.to_string(), ..Default::default() };
