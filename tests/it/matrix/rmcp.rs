@@ -299,9 +299,19 @@ impl<'a> Peer<'a> {
         } else {
             self.client.set_level(SetLevelRequestParams::new(level)).await?;
         }
-        self.client.call_tool(request).await?;
         let logs = || self.heard.lock().logs.clone();
         let logged = |what: &str| logs().iter().any(|log| log.contains(what));
+        // A tool that toggles may switch off what another run has switched on.
+        for _ in 0..if words["toggles"] == true { 3 } else { 1 } {
+            self.client.call_tool(request.clone()).await?;
+            let end = Instant::now() + Duration::from_secs(2);
+            while Instant::now() < end && !logged(text(&words["seen"])) {
+                sleep(Duration::from_millis(50)).await;
+            }
+            if logged(text(&words["seen"])) {
+                break;
+            }
+        }
         eventually(async || Ok(logged(text(&words["seen"]))), || format!("the logs are {:?}", logs()))
             .await?;
         let quiet = words["unseen"].as_str().is_none_or(|unseen| !logged(unseen));
@@ -427,19 +437,21 @@ impl<'a> Peer<'a> {
     ) -> anyhow::Result<()> {
         let mut stream = self.client.listen(filter.clone()).await?;
         ensure!(*stream.acknowledged() == filter, "acknowledged is {:?}", stream.acknowledged());
-        if words["tool"].is_string() {
-            self.call(words).await?;
-        }
-        let end = Instant::now() + LIMIT - Duration::from_secs(2);
-        loop {
-            let next =
-                tokio::time::timeout_at(end, stream.next()).await.context("nothing came on the stream")?;
-            let message = next?.context("the stream has ended")?;
-            if wanted(&message) {
-                stream.cancel().await?;
-                return Ok(());
+        // A tool that toggles may switch off what another run has switched on.
+        let tries: u32 = if words["toggles"] == true { 3 } else { 1 };
+        for _ in 0..tries {
+            if words["tool"].is_string() {
+                self.call(words).await?;
+            }
+            let end = Instant::now() + (LIMIT - Duration::from_secs(2)) / tries;
+            while let Ok(next) = tokio::time::timeout_at(end, stream.next()).await {
+                if wanted(&next?.context("the stream has ended")?) {
+                    stream.cancel().await?;
+                    return Ok(());
+                }
             }
         }
+        bail!("nothing came on the stream")
     }
 
     async fn completion(&self, words: &Value) -> anyhow::Result<()> {

@@ -125,6 +125,16 @@ function checksOf(peer, { vocabulary, prefix = '', uris = '' }) {
         return peer[method](...args);
     };
     const call = (words, more) => use('call', prefix + words.tool, words.arguments, more);
+    /** Calls until something is heard: a tool that toggles may switch off what another run has switched on. */
+    const until = async (words, more, heard, message, seen) => {
+        for (let times = words.toggles ? 3 : 1; times > 1; times -= 1) {
+            await call(words, more);
+            for (let waited = 0; waited < 2_000 && !heard(); waited += 50) await sleep(50);
+            if (heard()) return;
+        }
+        await call(words, more);
+        await eventually(heard, message, seen);
+    };
     const asks = (feature, heard) => async () => {
         const words = vocabulary[feature];
         peer.heard.content = words.content ?? {};
@@ -167,9 +177,9 @@ function checksOf(peer, { vocabulary, prefix = '', uris = '' }) {
         async log() {
             const words = labelled(vocabulary.log, label());
             await use('setLevel', words.level);
-            await call(words, { level: words.level });
             const has = text => peer.heard.logs.some(log => log.includes(text));
-            await eventually(() => has(words.seen), `no log has ${words.seen}`, () => peer.heard.logs);
+            const heard = () => has(words.seen);
+            await until(words, { level: words.level }, heard, `no log has ${words.seen}`, () => peer.heard.logs);
             assert(!words.unseen || !has(words.unseen), 'the level holds', peer.heard.logs);
         },
         async cancel() {
@@ -214,9 +224,10 @@ function checksOf(peer, { vocabulary, prefix = '', uris = '' }) {
             const before = peer.heard.updates.length;
             const end = await use('watch', { uri });
             try {
-                if (words.tool) await call(words);
                 const updates = () => peer.heard.updates.slice(before);
-                await eventually(() => updates().includes(uri), `no update of ${uri}`, updates);
+                const heard = () => updates().includes(uri);
+                if (words.tool) await until(words, undefined, heard, `no update of ${uri}`, updates);
+                else await eventually(heard, `no update of ${uri}`, updates);
             } finally {
                 await end();
             }

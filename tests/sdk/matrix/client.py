@@ -93,6 +93,18 @@ class Checks:
     async def use(self, words: dict[str, Any], **more: Any) -> Any:
         return await self.peer.call(self.prefix + words["tool"], words["arguments"], **more)
 
+    async def until(self, words: dict[str, Any], condition: Any, message: str, seen: Any, **more: Any) -> None:
+        """Calls until something is heard: a tool that toggles may switch off what another run has switched on."""
+        for _ in range(2 if "toggles" in words else 0):
+            await self.use(words, **more)
+            with anyio.move_on_after(2):
+                while not await condition():
+                    await anyio.sleep(0.05)
+                return
+        if "tool" in words:
+            await self.use(words, **more)
+        await eventually(condition, message, seen)
+
     async def list(self) -> None:
         listed = [tool.name for tool in await self.peer.tools()]
         includes_all(listed, [self.prefix + name for name in self.words["list"]["has"]], "the tools")
@@ -134,12 +146,12 @@ class Checks:
     async def log(self) -> None:
         words = labelled(self.words["log"])
         await self.peer.set_level(words["level"])
-        await self.use(words, level=words["level"])
 
         async def has(text: str = words["seen"]) -> bool:
             return any(text in log for log in self.peer.heard.logs)
 
-        await eventually(has, f"no log has {words['seen']}", lambda: self.peer.heard.logs)
+        message = f"no log has {words['seen']}"
+        await self.until(words, has, message, lambda: self.peer.heard.logs, level=words["level"])
         expect(not ("unseen" in words and await has(words["unseen"])), "the level holds", self.peer.heard.logs)
 
     async def cancel(self) -> None:
@@ -210,13 +222,11 @@ class Checks:
         uri = self.uris + words["uri"]
         before = len(self.peer.heard.updates)
         async with self.peer.watch(uri=uri):
-            if "tool" in words:
-                await self.use(words)
 
             async def updated() -> bool:
                 return uri in self.peer.heard.updates[before:]
 
-            await eventually(updated, f"no update of {uri}", lambda: self.peer.heard.updates[before:])
+            await self.until(words, updated, f"no update of {uri}", lambda: self.peer.heard.updates[before:])
 
     async def prompts(self) -> None:
         words = self.words["prompts"]
