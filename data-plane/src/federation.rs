@@ -5,14 +5,17 @@ pub mod catalogue;
 mod cursor;
 pub mod lists;
 pub mod resolve;
+pub mod search;
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::time::{Instant, timeout_at};
-use waffles_core::policy::Permission;
+use waffles_core::namespace::NamespaceEntry;
+use waffles_core::policy::{Permission, level};
 use waffles_core::snapshot::Snapshot;
 use waffles_mcp::capability::Capabilities;
 use waffles_mcp::translate::handshake::{self, Described};
@@ -26,7 +29,7 @@ use crate::permit::Permit;
 use crate::reject::Reject;
 use crate::shared::Means;
 use crate::upstream::eras::waffles;
-use catalogue::Key;
+use catalogue::{Key, Kind};
 
 /// How long a door waits for its servers together.
 pub const DEADLINE: Duration = Duration::from_secs(2);
@@ -51,6 +54,8 @@ pub struct Member {
     pub permit: Permit,
     /// Its own names are shown without a prefix, where no other has the same.
     pub bare: bool,
+    /// The namespace that says what of it is exposed.
+    pub exposed: Option<Arc<NamespaceEntry>>,
 }
 
 /// What stands behind a federated door for one caller, in the order of the servers' names.
@@ -58,6 +63,8 @@ pub struct Member {
 pub struct Realm {
     /// The door, as sessions and cursors are bound to it.
     pub door: String,
+    /// The namespace, where the door is that of one.
+    pub namespace: Option<Arc<NamespaceEntry>>,
     /// The servers.
     pub members: Vec<Member>,
 }
@@ -68,9 +75,14 @@ impl Member {
         &self.permit.entry().server.spec.name
     }
 
-    /// Whether the caller may call a tool of it.
-    pub fn sees(&self, tool: &str) -> bool {
-        self.permit.sees(tool)
+    /// Whether an entry of a list exists for the caller, by the server's own name.
+    pub fn shows(&self, kind: Kind, own: &str) -> bool {
+        let exposed = self.exposed.as_ref().and_then(|namespace| namespace.member(self.name()));
+        match kind {
+            Kind::Tools => self.permit.sees(own),
+            Kind::Prompts => exposed.is_none_or(|member| member.names.contains(own)),
+            Kind::Resources | Kind::Templates => exposed.is_none_or(|member| member.resources.contains(own)),
+        }
     }
 }
 
@@ -79,8 +91,24 @@ impl Realm {
     pub fn of(snapshot: &Snapshot, identity: &Identity, scope: &Scope) -> Result<Self, Reject> {
         match scope {
             Scope::All => Self::all(snapshot, identity),
-            Scope::Namespace(_) | Scope::Server(_) => Err(Reject::UnknownServer("registry".into())),
+            Scope::Namespace(name) => Self::in_namespace(snapshot, identity, name),
+            Scope::Server(_) => Err(Reject::UnknownServer("registry".into())),
         }
+    }
+
+    fn in_namespace(snapshot: &Snapshot, identity: &Identity, name: &str) -> Result<Self, Reject> {
+        let hidden = |rule: &'static str| Reject::UnknownServer(rule.into());
+        let tenant = &identity.principal().tenant;
+        let namespace = snapshot.namespace(tenant, name).ok_or_else(|| hidden("registry"))?;
+        level(&identity.caller(), &namespace.namespace).ok_or_else(|| hidden("namespace:levels"))?;
+        let members = namespace.members.iter().filter_map(|member| {
+            let entry = snapshot.server(tenant, &member.server)?;
+            let permit = Permit::authorize_at(identity, entry, Some(namespace), None).ok()?;
+            Some(Member { permit, bare: !member.prefix, exposed: Some(Arc::clone(namespace)) })
+        });
+        let members = members.collect();
+        let door = format!("ns/{}", namespace.namespace.id);
+        Ok(Self { door, namespace: Some(Arc::clone(namespace)), members })
     }
 
     fn all(snapshot: &Snapshot, identity: &Identity) -> Result<Self, Reject> {
@@ -92,10 +120,10 @@ impl Realm {
             .servers()
             .filter(|entry| entry.server.tenant == *tenant)
             .filter_map(|entry| Permit::authorize(identity, entry, None).ok())
-            .map(|permit| Member { permit, bare: false })
+            .map(|permit| Member { permit, bare: false, exposed: None })
             .collect();
         members.sort_unstable_by(|one, other| one.name().cmp(other.name()));
-        Ok(Self { door: "all".into(), members })
+        Ok(Self { door: "all".into(), namespace: None, members })
     }
 
     /// The member of a name.
@@ -107,6 +135,7 @@ impl Realm {
     /// What a listener at this door listens to.
     pub fn view(&self) -> View {
         let mut mark = DefaultHasher::new();
+        self.namespace.as_ref().map(|entry| entry.namespace.version).hash(&mut mark);
         let parts = self.members.iter().map(|member| {
             (member.name(), member.bare, &member.permit.entry().server.spec.tools.allow).hash(&mut mark);
             member.permit.entry().server.spec.tools.deny.hash(&mut mark);

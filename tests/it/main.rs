@@ -10,6 +10,7 @@
 mod auth;
 mod bridge;
 mod call;
+mod cli;
 mod clients;
 mod discovery;
 mod doors;
@@ -18,6 +19,8 @@ mod federation;
 mod harness;
 mod hostile;
 mod matrix;
+mod mixups;
+mod namespaces;
 mod planes;
 mod resilience;
 mod rmcp_client;

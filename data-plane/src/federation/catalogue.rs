@@ -84,6 +84,11 @@ impl Kind {
         }
     }
 
+    /// Whether entries are known by a name, as opposed to a URI.
+    pub fn is_named(self) -> bool {
+        matches!(self, Self::Tools | Self::Prompts)
+    }
+
     fn list(self) -> List {
         match self {
             Self::Tools => List::Tools,

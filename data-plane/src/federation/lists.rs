@@ -53,7 +53,7 @@ impl Means {
                 }
             }
             for (number, entry) in listed.entries.iter().enumerate().skip(at) {
-                if kind == Kind::Tools && !member.sees(&entry.name) {
+                if !member.shows(kind, &entry.name) {
                     continue;
                 }
                 if page.len() >= page_size {
@@ -65,7 +65,7 @@ impl Means {
                     });
                     break 'lists;
                 }
-                let own = member.bare && bare.contains(&entry.name);
+                let own = member.bare && kind.is_named() && bare.contains(&entry.name);
                 page.push(if own { &entry.own } else { &entry.public });
             }
         }

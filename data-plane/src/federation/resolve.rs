@@ -39,6 +39,7 @@ impl Means {
             (Method::CompletionComplete, Some(Reference::Prompt(name))) => {
                 let unknown = || Reject::Unknown("prompt", name.clone());
                 let (member, own) = self.find(front, realm, Kind::Prompts, name).await.ok_or_else(unknown)?;
+                shown(member, Kind::Prompts, &own).ok_or_else(unknown)?;
                 let mut head = Box::new(head.clone());
                 head.reference = Some(Reference::Prompt(own.clone()));
                 Ok(found(member, head, vec![(Slot::RefName, own)]))
@@ -47,6 +48,7 @@ impl Means {
                 let unknown = || Reject::Unknown("resource", uri.clone());
                 let (server, own) = uris::unwrap(uri).ok_or_else(unknown)?;
                 let member = realm.member(server).ok_or_else(unknown)?;
+                shown(member, Kind::Templates, own).ok_or_else(unknown)?;
                 let mut head = Box::new(head.clone());
                 head.reference = Some(Reference::Resource(own.to_owned()));
                 Ok(found(member, head, vec![(Slot::RefUri, own.to_owned())]))
@@ -70,7 +72,10 @@ impl Means {
         slot: Slot,
     ) -> Result<Found, Reject> {
         let public = head.name.as_deref().unwrap_or_default();
-        let Some((member, own)) = self.find(front, realm, kind, public).await else {
+        let here = self.find(front, realm, kind, public).await;
+        // A tool's permit says what a namespace does not expose.
+        let here = here.filter(|(member, own)| kind == Kind::Tools || member.shows(kind, own));
+        let Some((member, own)) = here else {
             return Err(match kind {
                 Kind::Tools => Reject::UnknownTool { tool: public.to_owned(), rule: "federation".into() },
                 _ => Reject::Unknown("prompt", public.to_owned()),
@@ -140,10 +145,15 @@ impl Means {
                 (*member, public.to_owned())
             }
         };
+        shown(member, Kind::Resources, &own).ok_or_else(unknown)?;
         let mut head = Box::new(head.clone());
         head.name = Some(own.clone());
         Ok(found(member, head, vec![(Slot::Uri, own)]))
     }
+}
+
+fn shown(member: &Member, kind: Kind, own: &str) -> Option<()> {
+    member.shows(kind, own).then_some(())
 }
 
 fn found(member: &Member, head: Box<Head>, edits: Vec<(Slot, String)>) -> Found {

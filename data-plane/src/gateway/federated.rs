@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Response, StatusCode};
 use waffles_mcp::headers::{MCP_SESSION_ID, singleton};
@@ -9,13 +10,14 @@ use waffles_mcp::translate::notice::Filter;
 use waffles_mcp::translate::result;
 use waffles_mcp::{Head, Message, Method};
 
-use super::{Call, Door, Exchange, Gateway, Stood, answer, empty, own_tenant};
+use super::{Call, Door, Exchange, Gateway, Stood, Unmirrored, answer, empty, own_tenant};
 use crate::authn::Identity;
 use crate::bridge::Naming;
 use crate::bridge::local::{self, Local};
 use crate::federation::Realm;
 use crate::federation::catalogue::Kind as List;
 use crate::federation::resolve::Found;
+use crate::federation::search::{self, Searched};
 use crate::flow::Outbox;
 use crate::front::Front;
 use crate::hub::{Ask, Audience, Renew};
@@ -79,15 +81,27 @@ impl Gateway {
                 self.shared.hub.listen(&self.means(), ask, &mut exchange.record).await
             }
             Local::Ask => match List::of(&head.method) {
+                Some(List::Tools) if realm.searches() => {
+                    answer(exchange, &for_client(&front, &head.method, search::list())?)
+                }
                 Some(kind) => {
                     let settings = Arc::clone(exchange.snapshot.settings().ok_or(Reject::NotReady)?);
                     let means = self.means();
                     let listed = means.list(&front, &realm, kind, &head, &settings, self.page_size).await?;
-                    let listed = match front.is_stateless() {
-                        true => listed,
-                        false => result::for_session(&head.method, &listed, front.revision)?,
-                    };
-                    answer(exchange, &listed)
+                    answer(exchange, &for_client(&front, &head.method, listed)?)
+                }
+                None if realm.searches() && head.method == Method::ToolsCall => {
+                    match self.means().search(&front, &realm, &message, &head).await? {
+                        Searched::Result(result) => {
+                            answer(exchange, &for_client(&front, &head.method, result)?)
+                        }
+                        Searched::Call(message, head) => {
+                            // The arguments of the call that was packed into this one have no headers.
+                            let mut parts = parts.clone();
+                            parts.extensions.insert(Unmirrored);
+                            self.call_found(exchange, &parts, &identity, &realm, front, message, &head).await
+                        }
+                    }
                 }
                 None => self.call_found(exchange, parts, &identity, &realm, front, message, &head).await,
             },
@@ -110,13 +124,15 @@ impl Gateway {
         if let Some(name) = &own.name {
             exchange.record.note_target(name);
         }
-        let permit = Permit::authorize(identity, &entry, Some(&own)).map_err(|reject| match reject {
-            // As the client named it: a server that it may not know of has no name of its own.
-            Reject::UnknownTool { rule, .. } => {
-                Reject::UnknownTool { tool: head.name.clone().unwrap_or_default(), rule }
-            }
-            reject => reject,
-        })?;
+        let permit = Permit::authorize_at(identity, &entry, realm.namespace.as_ref(), Some(&own)).map_err(
+            |reject| match reject {
+                // As the client named it: a server that it may not know of has no name of its own.
+                Reject::UnknownTool { rule, .. } => {
+                    Reject::UnknownTool { tool: head.name.clone().unwrap_or_default(), rule }
+                }
+                reject => reject,
+            },
+        )?;
         exchange.record.note_rule(permit.rule());
         self.ask(exchange, parts, permit, front, message, own, Naming::Federated(server), edits).await
     }
@@ -140,6 +156,14 @@ impl Gateway {
         let now = exchange.record.opened_at().timestamp();
         let principal = identity.principal().id;
         self.shared.sessions.find(id, &settings.seal, principal, door, now).map(Front::of)
+    }
+}
+
+/// A result of our own, in the client's words.
+fn for_client(front: &Front, method: &Method, result: Bytes) -> Result<Bytes, Reject> {
+    match front.is_stateless() {
+        true => Ok(result),
+        false => Ok(result::for_session(method, &result, front.revision)?),
     }
 }
 
