@@ -19,8 +19,19 @@ deny() {
   fi
 }
 
+# The targets compile; running them needs a nightly compiler, see fuzz/README.md.
+fuzz_targets() {
+  if command -v c++ >/dev/null; then
+    cargo check --quiet --manifest-path fuzz/Cargo.toml
+  else
+    echo "There is no C++ compiler for the fuzzer's runtime, so only the properties are compiled."
+    cargo check --quiet --manifest-path fuzz/Cargo.toml --no-default-features
+  fi
+}
+
 step "formatting" cargo fmt --all --check
 step "clippy" cargo clippy --workspace --all-targets --quiet -- -D warnings
 step "house rules" cargo test --quiet -p waffles-tests --test tidy
+step "fuzz targets" fuzz_targets
 step "contracts (buf lint)" buf_lint
 step "licences and sources (cargo-deny)" deny
