@@ -66,6 +66,7 @@ const DATA_PLANE: &[Row] = &[
     },
     row(&["authn", "limit", "session"]),
     row(&["permit"]),
+    row(&["tasks"]),
     row(&["listing", "record"]),
     // One conversation between two sides: what each part does is told apart, what it knows of the others is not.
     Row { modules: TALK, open: TALK },
