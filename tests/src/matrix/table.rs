@@ -12,8 +12,10 @@ const HEAD: &str = "\
 
 Every client below, with every server below, through Waffles: at the server's own address and at
 the federated one. This page is written by the test `matrix` from what it saw; `UPDATE_GOLDEN=1`
-writes it anew. ✓ stands for a check that passed at both addresses, a letter for one that is
-impossible, with the reason in the list at the end. Nothing else occurs: the test fails on it.
+writes it anew. ✓ stands for a check that passed at both addresses, a letter for one that cannot
+pass, with the reason in the list at the end: the specification rules it out, or one of the two
+has no such thing. Where both stand, only the federated address cannot have it. Nothing else
+occurs: the test fails on it.
 
 The checks: the handshake (`initialize` or `server/discover`), listing tools, calling one, errors
 of tools and of resources, progress, log messages with their level, cancellation (the server must
