@@ -11,6 +11,7 @@ use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 use waffles_core::audit::Event;
 use waffles_core::credential::{ApiKey, ApiKeyParts, Claims, KeyLimits, Pepper, generate_key};
+use waffles_core::namespace::{Namespace, NamespaceSpec};
 use waffles_core::principal::Principal;
 use waffles_core::seal::{SealKey, SealRing};
 use waffles_core::server::{Credential, Endpoint, Server, Spec, Timeouts};
@@ -126,6 +127,20 @@ impl Seed {
         change(&mut server);
         self.resources.push(wire::server_resource(&server));
         server.id
+    }
+
+    /// A namespace of the default tenant.
+    pub fn namespace(&mut self, spec: NamespaceSpec) -> Uuid {
+        let namespace = Namespace {
+            id: Uuid::now_v7(),
+            tenant: waffles_core::DEFAULT_TENANT.into(),
+            spec,
+            version: 1,
+            created_at: DateTime::UNIX_EPOCH,
+            updated_at: DateTime::UNIX_EPOCH,
+        };
+        self.resources.push(wire::namespace_resource(&namespace));
+        namespace.id
     }
 
     /// What a token for this principal says: good for a minute.
