@@ -20,6 +20,7 @@ mod harness;
 mod hostile;
 mod matrix;
 mod mixups;
+mod namespace_doors;
 mod namespaces;
 mod planes;
 mod resilience;
