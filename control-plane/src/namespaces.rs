@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use waffles_core::FieldError;
 use waffles_core::audit::{clean, micros};
-use waffles_core::namespace::{DEFAULT_NAMESPACE, Member, Namespace, NamespaceSpec};
+use waffles_core::namespace::{DEFAULT_NAMESPACE, MOST_WEIGHT, Member, Namespace, NamespaceSpec, TOO_HEAVY};
 use waffles_core::policy::{Permission, level};
 use waffles_core::snapshot::{Kind, ResourceKey};
 
@@ -103,6 +103,7 @@ impl Namespaces {
             return Ok(Paged { items: Vec::new(), next: String::new() });
         }
         let found = store::list(&self.db, ctx.tenant(), filter, after.as_deref(), limit + 1).await?;
+        let limit = limit.min(fitting(&found));
         let mut paged = Paged::cut(found, limit, LIST, |namespace| namespace.spec.name.clone());
         // After the cut: a page may be short, but its cursor is right.
         paged.items = paged.items.into_iter().filter_map(|namespace| shown(ctx, namespace)).collect();
@@ -163,6 +164,9 @@ impl Namespaces {
         let server = servers.get(&member.server);
         if server.is_none() && problems.iter().all(|problem| problem.field != "member.server") {
             problems.push(FieldError::new("member.server", NO_SUCH_SERVER));
+        }
+        if with(&namespace.spec, &member).weight() > MOST_WEIGHT {
+            problems.push(FieldError::new("member.expose", TOO_HEAVY));
         }
         let (Some(server), []) = (server, problems.as_slice()) else { return Err(Error::Invalid(problems)) };
         store::put_member(&mut tx, ctx.tenant(), namespace.id, *server, &member).await?;
@@ -284,6 +288,24 @@ fn shown(ctx: &OpCtx, mut namespace: Namespace) -> Option<Namespace> {
     }
     namespace.spec.servers.retain(|member| ctx.sees_member(&member.server));
     Some(namespace)
+}
+
+/// How many of these fit in one answer, which has the bound of one message: one at the least.
+fn fitting(namespaces: &[Namespace]) -> u32 {
+    let heavier = namespaces.iter().scan(0, |sum: &mut usize, namespace| {
+        *sum += namespace.spec.weight();
+        Some(*sum)
+    });
+    let count = heavier.take_while(|sum| *sum <= MOST_WEIGHT).count().max(1);
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// A namespace with one more member, or with another form of a member that it has.
+fn with(spec: &NamespaceSpec, member: &Member) -> NamespaceSpec {
+    let mut spec = spec.clone();
+    spec.servers.retain(|present| present.server != member.server);
+    spec.servers.push(member.clone());
+    spec
 }
 
 fn made(tenant: &str, spec: NamespaceSpec) -> Namespace {

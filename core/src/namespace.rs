@@ -110,6 +110,11 @@ pub struct Namespace {
 /// Entries of one list of levels or patterns.
 const MOST: usize = 1000;
 
+/// The most that a namespace may weigh. It travels in one message, which has at most 4 MiB.
+pub const MOST_WEIGHT: usize = 3 << 20;
+/// What is said of one that weighs more.
+pub const TOO_HEAVY: &str = "must have at most 3 MiB of names and patterns together";
+
 impl NamespaceSpec {
     /// The namespace that a tenant has from the start, without its servers.
     pub fn first() -> Self {
@@ -160,6 +165,9 @@ impl NamespaceSpec {
                 wrong(field(), "is named twice");
             }
         }
+        if self.weight() > MOST_WEIGHT {
+            wrong("servers".into(), TOO_HEAVY);
+        }
         let mut servers = HashSet::new();
         for (i, member) in self.servers.iter().enumerate() {
             problems.extend(member.problems(&format!("servers[{i}].")));
@@ -169,9 +177,25 @@ impl NamespaceSpec {
         }
         problems
     }
+
+    /// About how many bytes it takes in a message, and no fewer.
+    pub fn weight(&self) -> usize {
+        let text = |text: &String| text.len() + 8;
+        text(&self.name)
+            + text(&self.description)
+            + self.servers.iter().map(Member::weight).sum::<usize>()
+            + self.levels.iter().map(|entry| 8 + text(&entry.role)).sum::<usize>()
+            + self.principals.iter().map(|entry| 8 + text(&entry.principal)).sum::<usize>()
+    }
 }
 
 impl Member {
+    fn weight(&self) -> usize {
+        let Expose { allow, deny, resources_allow, resources_deny } = &self.expose;
+        let patterns = [allow, deny, resources_allow, resources_deny].into_iter().flatten();
+        24 + self.server.len() + patterns.map(|pattern| pattern.len() + 4).sum::<usize>()
+    }
+
     /// Everything that is wrong with it; the names of its fields begin with `at`.
     pub fn problems(&self, at: &str) -> Vec<FieldError> {
         let mut problems = Vec::new();
@@ -293,7 +317,10 @@ impl NamespaceEntry {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
+    use crate::wire::namespace_to_proto;
 
     fn strings(texts: &[&str]) -> Vec<String> {
         texts.iter().map(ToString::to_string).collect()
@@ -359,6 +386,28 @@ mod tests {
                 "servers[3].server",
             ]
         );
+    }
+
+    #[test]
+    fn a_namespace_fits_in_one_message() {
+        let whole = |i: usize| Member::whole(format!("server-{i}"));
+        let mut spec = NamespaceSpec { servers: (0..20_000).map(whole).collect(), ..NamespaceSpec::first() };
+        assert_eq!(spec.problems(), [], "a namespace of every server of a large fleet");
+        spec.principals =
+            vec![PrincipalLevel { principal: "eve@example.test".into(), level: Level::View }; 9];
+        for member in spec.servers.iter_mut().take(4) {
+            member.expose.allow = vec!["a".into(); MOST];
+            member.expose.resources_deny = vec!["x".repeat(500); MOST];
+        }
+        let sent = namespace_to_proto(&Namespace { spec: spec.clone(), ..with(Expose::default()) });
+        let bytes = sent.spec.unwrap().encoded_len();
+        assert!((bytes..bytes * 2).contains(&spec.weight()), "{} for {bytes}", spec.weight());
+        spec.principals.clear();
+        assert_eq!(spec.problems(), []);
+        for member in spec.servers.iter_mut().take(4) {
+            member.expose.resources_allow = vec!["x".repeat(500); MOST];
+        }
+        assert_eq!(spec.problems(), [FieldError::new("servers", TOO_HEAVY)]);
     }
 
     #[test]

@@ -427,7 +427,7 @@ async fn complete(tx: &mut Tx, rows: Vec<NamespaceRow>) -> sqlx::Result<Vec<Name
             for row in rows {
                 list.push_bind(row.id);
             }
-            query.push(") ORDER BY s.name");
+            query.push(")");
             query.build_query_as().persistent(false).fetch_all(conn).await
         })?;
         for (namespace, server, member) in found {
@@ -435,7 +435,9 @@ async fn complete(tx: &mut Tx, rows: Vec<NamespaceRow>) -> sqlx::Result<Vec<Name
         }
     }
     let complete = |row: NamespaceRow| {
-        let members = members.remove(&row.id).unwrap_or_default();
+        let mut members = members.remove(&row.id).unwrap_or_default();
+        // Not by the database, whose order of hyphens may be another than ours.
+        members.sort_by(|one, other| one.server.cmp(&other.server));
         row.with(members)
     };
     Ok(rows.into_iter().map(complete).collect())

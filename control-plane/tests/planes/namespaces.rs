@@ -228,6 +228,60 @@ async fn lists_are_filtered_and_paged() {
     }
 }
 
+/// One message has at most 4 MiB: what would not fit in it must neither be made nor be put on a page with others.
+#[tokio::test(flavor = "multi_thread")]
+async fn heavy_namespaces_are_bounded_and_still_listed() {
+    let database = Database::sqlite();
+    let plane = Plane::start(&database).await;
+    let admin = plane.sign_in().await;
+    let desk = Desk::of(&admin);
+    create(&admin, "maps").await;
+    create(&admin, "weather").await;
+    let patterns = |bytes| vec!["x".repeat(bytes); 1000];
+    let heavy = |server: &str| {
+        let expose = pb::Expose {
+            resources_allow: patterns(1000),
+            resources_deny: patterns(800),
+            ..Default::default()
+        };
+        pb::NamespaceMember { expose: Some(expose), ..member(server) }
+    };
+    for name in ["n0", "n1", "n2"] {
+        let servers = vec![heavy("maps")];
+        desk.create(pb::NamespaceSpec { name: name.into(), servers, ..Default::default() }).await.unwrap();
+    }
+    let refused = desk.add("n0", heavy("weather")).await.unwrap_err();
+    assert_eq!((refused.code(), fields(&refused)), (Code::InvalidArgument, vec!["member.expose".to_owned()]));
+    // Another form of the member that is there takes the place of its first.
+    assert_eq!(desk.add("n0", heavy("maps")).await.unwrap().version, 2);
+    assert_eq!(members(&desk.add("n0", member("weather")).await.unwrap()), ["maps", "weather"]);
+    let (mut names, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
+    loop {
+        let request = pb::ListNamespacesRequest { cursor, ..Default::default() };
+        let page = desk.client.clone().list_namespaces(admin.ask(request)).await.unwrap().into_inner();
+        names.extend(page.namespaces.into_iter().map(|namespace| namespace.spec.unwrap().name));
+        (cursor, pages) = (page.next_cursor, pages + 1);
+        if cursor.is_empty() {
+            break;
+        }
+    }
+    assert_eq!((names.join(" ").as_str(), pages), ("default n0 n1 n2", 3));
+    // Proxies hear of all of them.
+    let mut proxy = Proxy::connect(&plane, &database.token(), discovery_pb::Hello::default()).await;
+    let mut held = BTreeSet::new();
+    while held.len() < 4 {
+        let update = proxy.update().await;
+        let of_kind = |resource: &discovery_pb::Resource| match resource.kind.as_ref()? {
+            discovery_pb::resource::Kind::Namespace(namespace) => Some(namespace.id.clone()),
+            _ => None,
+        };
+        held.extend(update.resources.iter().filter_map(of_kind));
+        proxy.ack(&update).await;
+    }
+    drop(proxy);
+    plane.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn proxies_hear_of_a_namespace_and_of_its_end() {
     for database in Database::all().await {
