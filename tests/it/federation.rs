@@ -2,6 +2,7 @@
 //! not answer, and calls that reach the right one.
 
 mod calls;
+mod faults;
 mod handshake;
 mod lists;
 

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 use waffles_mcp::jsonrpc::code;
 use waffles_mcp::listing::{entries, renamed, tool_param_headers};
+use waffles_mcp::translate::handshake;
 use waffles_mcp::{Method, capability, names, uris};
 
 use super::Member;
@@ -28,6 +29,8 @@ const COALESCE: Duration = Duration::from_secs(1);
 const MAX_FRESH: Duration = Duration::from_secs(300);
 /// What was good is still better than nothing for so long.
 const STALE: Duration = Duration::from_secs(300);
+/// A server that did not answer a list in time is not asked for one again meanwhile.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Bounds on one server's list.
 const MAX_PAGES: usize = 100;
 const MAX_ENTRIES: usize = 20_000;
@@ -124,6 +127,8 @@ pub struct Listed {
     pub entries: Arc<Vec<Entry>>,
     /// Until when it may be served again.
     pub fresh_until: Instant,
+    /// Until when the server itself says that it is good: what clients are told.
+    pub said_until: Instant,
     /// Whether the server lets anybody have it.
     pub public: bool,
     /// It is what was good before; the server does not answer now.
@@ -179,6 +184,8 @@ struct Inner {
     asking: HashMap<Key, Slot>,
     /// How often each server's lists have changed.
     generations: HashMap<(Uuid, List), u64>,
+    /// Servers that did not answer in time, and until when they are not asked again.
+    silent: HashMap<(Uuid, u64), Instant>,
     described: HashMap<Key, (Instant, waffles_mcp::capability::Capabilities)>,
 }
 
@@ -198,6 +205,7 @@ impl Catalogue {
         let now = Instant::now();
         inner.lists.retain(|_, listed| now < listed.fresh_until + STALE);
         inner.described.retain(|_, (since, _)| since.elapsed() < MAX_FRESH);
+        inner.silent.retain(|_, until| now < *until);
         inner.asking.retain(|_, slot| Arc::strong_count(slot) > 1);
         let servers: std::collections::HashSet<Uuid> = inner.lists.keys().map(|key| key.server).collect();
         inner.generations.retain(|(server, _), _| servers.contains(server));
@@ -229,6 +237,17 @@ impl Catalogue {
         Some((listed.clone(), !changed && Instant::now() < listed.fresh_until))
     }
 
+    fn is_silent(&self, key: &Key) -> bool {
+        let inner = self.0.lock();
+        let silent = inner.silent.get(&(key.server, key.version));
+        silent.is_some_and(|until| Instant::now() < *until)
+    }
+
+    fn note_silent(&self, key: &Key) {
+        let until = Instant::now() + SILENCE;
+        self.0.lock().silent.insert((key.server, key.version), until);
+    }
+
     fn slot(&self, key: &Key) -> Slot {
         Arc::clone(self.0.lock().asking.entry(key.clone()).or_default())
     }
@@ -241,7 +260,14 @@ impl Catalogue {
 
     fn keep(&self, key: Key, listed: Listed) {
         let mut inner = self.0.lock();
-        let key = if listed.public { key.of_all() } else { key };
+        let all = key.of_all();
+        let key = if listed.public {
+            all
+        } else {
+            // A list that is nobody else's any more must not stand before each caller's own.
+            inner.lists.remove(&all);
+            key
+        };
         if inner.lists.len() >= MAX_LISTS && !inner.lists.contains_key(&key) {
             // The one that is the longest out of date makes room.
             let oldest =
@@ -276,7 +302,15 @@ impl Means {
             old => old.map(|(listed, _)| listed),
         };
         let generation = catalogue.generation(&key);
-        match self.read_list(front, member, kind, until).await {
+        let read = match catalogue.is_silent(&key) {
+            // One that hangs shall not hold up every list.
+            true => Err(Reject::upstream(UpstreamFault::TimedOut, false)),
+            false => self.read_list(front, member, kind, until).await,
+        };
+        if matches!(read, Err(Reject::Upstream { fault: UpstreamFault::TimedOut, sent: true })) {
+            catalogue.note_silent(&key);
+        }
+        match read {
             Ok(read) => {
                 self.shared.hub.want(self, &member.permit, &front.client);
                 let now = Instant::now();
@@ -289,6 +323,7 @@ impl Means {
                 let listed = Listed {
                     entries: Arc::new(read.entries),
                     fresh_until: now + fresh,
+                    said_until: now + read.ttl.unwrap_or_default().min(MAX_FRESH),
                     public: read.public,
                     stale: false,
                     since: now,
@@ -308,6 +343,19 @@ impl Means {
         }
     }
 
+    /// Whether an error says that a server has no such list: it does not know the method, or has never offered the list.
+    async fn has_none(&self, front: &Front, member: &Member, kind: Kind, error: i64) -> Result<bool, Reject> {
+        if error == code::METHOD_NOT_FOUND {
+            return Ok(true);
+        }
+        let can = handshake::capabilities(&*self.describe(front, &member.permit).await?);
+        Ok(match kind {
+            Kind::Tools => !can.tools,
+            Kind::Prompts => !can.prompts,
+            Kind::Resources | Kind::Templates => !can.resources,
+        })
+    }
+
     /// Reads all pages. A server that does not have such a list has an empty one.
     async fn read_list(
         &self,
@@ -325,8 +373,10 @@ impl Means {
             let reply = self.inquire(&front, &member.permit, request(kind, cursor.as_deref()), until).await?;
             let result = match reply {
                 Reply::Result(result) => result,
-                Reply::Error(code::METHOD_NOT_FOUND) => return Ok(read),
-                Reply::Error(_) if page == 0 && kind != Kind::Tools => return Ok(read),
+                // What one caller is told of an error says nothing of what others would get.
+                Reply::Error(code) if page == 0 && self.has_none(&front, member, kind, code).await? => {
+                    return Ok(Read { public: false, ..read });
+                }
                 Reply::Error(_) => return Err(Reject::upstream(UpstreamFault::BadAnswer, true)),
             };
             let (list, next) = entries(&result, kind.key()).map_err(bad)?;

@@ -102,7 +102,8 @@ mod tests {
             let opened = Cursor::open(&text, &ring(key), list, door, principal);
             assert!(matches!(opened, Err(Reject::BadCursor)));
         }
-        for forged in ["", "abc", "!!", &text[1..]] {
+        let cut: String = text.chars().skip(1).collect();
+        for forged in ["", "abc", "!!", &cut] {
             assert!(Cursor::open(forged, &ring(1), "tools", "all", one).is_err(), "{forged}");
         }
     }

@@ -134,7 +134,7 @@ fn before(
 fn add_hints(result: &mut Bytes, lists: &[(&Member, Listed)], missing: &[Missing<'_>]) {
     let now = Instant::now();
     let stale = lists.iter().any(|(_, listed)| listed.stale);
-    let fresh = lists.iter().map(|(_, listed)| listed.fresh_until.saturating_duration_since(now)).min();
+    let fresh = lists.iter().map(|(_, listed)| listed.said_until.saturating_duration_since(now)).min();
     let ttl = fresh.filter(|_| missing.is_empty() && !stale).map_or(0, |fresh| fresh.as_millis());
     // Which servers there are depends on who asks, so the whole is that caller's own.
     let mut tail = format!(r#","resultType":"complete","ttlMs":{ttl},"cacheScope":"private""#);

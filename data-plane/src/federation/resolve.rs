@@ -46,12 +46,17 @@ impl Means {
             }
             (Method::CompletionComplete, Some(Reference::Resource(uri))) => {
                 let unknown = || Reject::Unknown("resource", uri.clone());
-                let (server, own) = uris::unwrap(uri).ok_or_else(unknown)?;
-                let member = realm.member(server).ok_or_else(unknown)?;
-                shown(member, Kind::Templates, own).ok_or_else(unknown)?;
+                let (member, own) = match uris::unwrap(uri) {
+                    Some((server, own)) => (realm.member(server).ok_or_else(unknown)?, own.to_owned()),
+                    None => {
+                        let member = self.of_web(front, realm, Kind::Templates, uri).await;
+                        (member.ok_or_else(unknown)?, uri.clone())
+                    }
+                };
+                shown(member, Kind::Templates, &own).ok_or_else(unknown)?;
                 let mut head = Box::new(head.clone());
-                head.reference = Some(Reference::Resource(own.to_owned()));
-                Ok(found(member, head, vec![(Slot::RefUri, own.to_owned())]))
+                head.reference = Some(Reference::Resource(own.clone()));
+                Ok(found(member, head, vec![(Slot::RefUri, own)]))
             }
             (method, _) if tasks::is_about_one(method) => {
                 let public = head.name.clone().unwrap_or_default();
@@ -129,20 +134,28 @@ impl Means {
         }
     }
 
+    /// The first member that shows a URI or template of the web, which stands under its own name.
+    async fn of_web<'a>(&self, front: &Front, realm: &'a Realm, kind: Kind, uri: &str) -> Option<&'a Member> {
+        if !uris::is_web(uri) {
+            return None;
+        }
+        let (lists, _) = self.lists(front, realm, kind).await;
+        let has = |listed: &super::catalogue::Listed| listed.entries.iter().any(|entry| entry.name == uri);
+        lists
+            .iter()
+            .find(|(member, listed)| member.shows(kind, uri) && has(listed))
+            .map(|(member, _)| *member)
+    }
+
     /// A resource is wrapped with its server's name, or is a URI of the web that some server lists.
     async fn at_uri(&self, front: &Front, realm: &Realm, head: &Head) -> Result<Found, Reject> {
         let public = head.name.as_deref().unwrap_or_default();
         let unknown = || Reject::Unknown("resource", public.to_owned());
         let (member, own) = match uris::unwrap(public) {
             Some((server, own)) => (realm.member(server).ok_or_else(unknown)?, own.to_owned()),
-            None if !uris::is_web(public) => return Err(unknown()),
             None => {
-                let (lists, _) = self.lists(front, realm, Kind::Resources).await;
-                let mut lists = lists.iter();
-                let has =
-                    |entries: &[super::catalogue::Entry]| entries.iter().any(|entry| entry.name == public);
-                let (member, _) = lists.find(|(_, listed)| has(&listed.entries)).ok_or_else(unknown)?;
-                (*member, public.to_owned())
+                let member = self.of_web(front, realm, Kind::Resources, public).await.ok_or_else(unknown)?;
+                (member, public.to_owned())
             }
         };
         shown(member, Kind::Resources, &own).ok_or_else(unknown)?;

@@ -24,6 +24,18 @@ use crate::reject::Reject;
 use crate::stream::Body;
 use crate::tasks;
 
+/// A request as it is asked of a server.
+pub(super) struct Asked {
+    /// As it came.
+    pub(super) message: Message,
+    /// Its head, with the server's own name for what it is about.
+    pub(super) head: Box<Head>,
+    /// Under which names the client knows what the server has.
+    pub(super) naming: Naming,
+    /// The server's own names, where the client's differ.
+    pub(super) edits: Vec<(Slot, String)>,
+}
+
 impl Gateway {
     /// A message whose client and server speak different eras.
     pub(super) async fn bridge(
@@ -64,7 +76,8 @@ impl Gateway {
             }
             Local::Listen => self.listen(exchange, &permit, &head).await,
             Local::Ask => {
-                self.ask(exchange, parts, permit, front, message, head, Naming::Own, Vec::new()).await
+                let asked = Asked { message, head, naming: Naming::Own, edits: Vec::new() };
+                self.ask(exchange, parts, permit, front, asked).await
             }
         }
     }
@@ -186,11 +199,9 @@ impl Gateway {
         parts: &Parts,
         permit: Permit,
         front: Front,
-        message: Message,
-        mut head: Box<Head>,
-        naming: Naming,
-        mut edits: Vec<(Slot, String)>,
+        asked: Asked,
     ) -> Result<Response<Body>, Reject> {
+        let Asked { message, mut head, naming, mut edits } = asked;
         if tasks::is_about_one(&head.method) {
             let settings = exchange.snapshot.settings().ok_or(Reject::NotReady)?;
             let public = head.name.take().unwrap_or_default();

@@ -8,8 +8,9 @@ use http::{HeaderMap, Response, StatusCode};
 use waffles_mcp::headers::{MCP_SESSION_ID, singleton};
 use waffles_mcp::translate::notice::Filter;
 use waffles_mcp::translate::result;
-use waffles_mcp::{Head, Message, Method};
+use waffles_mcp::{Head, Method};
 
+use super::bridged::Asked;
 use super::{Call, Door, Exchange, Gateway, Stood, Unmirrored, answer, empty, own_tenant};
 use crate::authn::Identity;
 use crate::bridge::Naming;
@@ -99,11 +100,15 @@ impl Gateway {
                             // The arguments of the call that was packed into this one have no headers.
                             let mut parts = parts.clone();
                             parts.extensions.insert(Unmirrored);
-                            self.call_found(exchange, &parts, &identity, &realm, front, message, &head).await
+                            let call = Call { message, head: Some(head) };
+                            self.call_found(exchange, &parts, &identity, &realm, front, call).await
                         }
                     }
                 }
-                None => self.call_found(exchange, parts, &identity, &realm, front, message, &head).await,
+                None => {
+                    let call = Call { message, head: Some(head) };
+                    self.call_found(exchange, parts, &identity, &realm, front, call).await
+                }
             },
         }
     }
@@ -116,10 +121,11 @@ impl Gateway {
         identity: &Identity,
         realm: &Realm,
         front: Front,
-        message: Message,
-        head: &Head,
+        call: Call,
     ) -> Result<Response<Body>, Reject> {
-        let Found { entry, server, head: own, edits } = self.means().resolve(&front, realm, head).await?;
+        let Call { message, head } = call;
+        let head = head.ok_or(Reject::Internal("request_without_head"))?;
+        let Found { entry, server, head: own, edits } = self.means().resolve(&front, realm, &head).await?;
         exchange.record.note_server(&entry, entry.server.spec.name.as_str().into());
         if let Some(name) = &own.name {
             exchange.record.note_target(name);
@@ -134,7 +140,8 @@ impl Gateway {
             },
         )?;
         exchange.record.note_rule(permit.rule());
-        self.ask(exchange, parts, permit, front, message, own, Naming::Federated(server), edits).await
+        let asked = Asked { message, head: own, naming: Naming::Federated(server), edits };
+        self.ask(exchange, parts, permit, front, asked).await
     }
 
     /// Who speaks at a door where every session is the gateway's own.

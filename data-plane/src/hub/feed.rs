@@ -254,8 +254,8 @@ impl Feed {
         let mut cover = self.cover.subscribe();
         let settled = |cover: &Cover| match cover.stage {
             Stage::Opening => false,
-            Stage::Live => topic::names_all(&cover.asked, wants),
-            Stage::Nothing | Stage::Failed(_) => true,
+            Stage::Live | Stage::Nothing => topic::names_all(&cover.asked, wants),
+            Stage::Failed(_) => true,
         };
         match timeout_at(until, cover.wait_for(settled)).await {
             Ok(Ok(cover)) => match cover.stage {

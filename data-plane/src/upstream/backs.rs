@@ -120,7 +120,7 @@ impl Backs {
             false => backs.first(),
             true => backs
                 .iter()
-                .min_by_key(|back| back.calls())
+                .min_by_key(|back| (back.calls(), back.holds.load(Ordering::Relaxed) == 0))
                 .filter(|back| back.calls() == 0 || backs.len() >= MAX_LINES),
         };
         if let Some(back) = free {

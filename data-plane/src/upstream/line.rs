@@ -35,10 +35,13 @@ pub(super) struct Line {
     _reader: DropGuard,
 }
 
+/// Requests under way, and where what belongs to them goes.
+type Calls = Vec<(Id, mpsc::Sender<Message>)>;
+
 #[derive(Debug, Default)]
 struct Waiting {
     /// The calls under way, oldest first; none once the stream has ended.
-    calls: Mutex<Option<Vec<(Id, mpsc::Sender<Message>)>>>,
+    calls: Mutex<Option<Calls>>,
     /// Who takes what belongs to no call.
     strays: Mutex<Option<mpsc::Sender<Message>>>,
 }
