@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 use waffles_core::credential::KeyLimits;
 use waffles_core::server::Transport;
+use waffles_runtime::task;
 use waffles_tests::{Behaviour, DataPlane, Era, McpClient, McpServer, PATIENCE, Seeded, eventually};
 
 /// A proxy with a server of one era, registered as `old` or `new`, beside the usual `demo`.
@@ -160,7 +161,7 @@ async fn a_stateless_client_that_vanishes_cancels_at_the_server() {
     let pair = Pair::of(Era::Sessions).await;
     pair.server.on_tool("never", Behaviour::SilentStream);
     let client = pair.client().of(Era::Stateless).await;
-    let asked = tokio::spawn({
+    let asked = task::spawn("a client that vanishes", {
         let client = client.clone();
         async move { client.call("never", json!({})).await }
     });
@@ -269,13 +270,13 @@ async fn only_a_cancellation_cancels_for_a_session_client() {
     let pair = Pair::of(Era::Stateless).await;
     pair.server.on_tool("never", Behaviour::SilentStream);
     let client = pair.client().of(Era::Sessions).await;
-    let gone = tokio::spawn({
+    let gone = task::spawn("a client that vanishes", {
         let client = client.clone();
         async move { client.ask(1, "tools/call", json!({"name": "never", "arguments": {}})).await }
     });
     pair.server.arrived("tools/call", 1).await;
     gone.abort();
-    let asked = tokio::spawn({
+    let asked = task::spawn("a client that vanishes", {
         let client = client.clone();
         async move { client.ask(2, "tools/call", json!({"name": "never", "arguments": {}})).await }
     });

@@ -10,6 +10,7 @@ use waffles_core::credential::KeyLimits;
 use waffles_tests::{Behaviour, Era, McpClient, McpServer, Seeded};
 
 /// How many calls are made in all; `WAFFLES_TEST_CALLS=1000000` makes the long version of it.
+#[expect(clippy::disallowed_methods, reason = "a test binary has no settings of its own")]
 fn calls() -> usize {
     std::env::var("WAFFLES_TEST_CALLS").ok().and_then(|text| text.parse().ok()).unwrap_or(3000)
 }
