@@ -31,8 +31,11 @@ const HEAD_TIME: Duration = Duration::from_secs(30);
 const CONNECTIONS: usize = 1024;
 /// How long answers under way may take once the bridge ends; their programs are ending too.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-/// How long an answer is waited for before a stream is begun that can show signs of life.
+/// How long an answer is waited for before a stream is begun that can show signs of life. In the stateless revision an
+/// error has a status of its own, which a stream that has begun cannot give; in a session a client may want to know
+/// early that its request has arrived.
 const QUIET: Duration = Duration::from_secs(5);
+const QUIET_SESSION: Duration = Duration::from_millis(100);
 
 const SESSION: &str = "mcp-session-id";
 const VERSION: &str = "mcp-protocol-version";
@@ -263,7 +266,8 @@ impl Bridge {
 
 /// One JSON answer where the answer is all that is said, else a stream.
 async fn first_words(mut answers: Answers, stateless: bool) -> Reply {
-    match timeout(QUIET, answers.next()).await {
+    let quiet = if stateless { QUIET } else { QUIET_SESSION };
+    match timeout(quiet, answers.next()).await {
         Ok(Some(Said::Answer(text, code))) => {
             let status = match code {
                 Some(code) if stateless => status_of(code),
