@@ -114,17 +114,60 @@ async fn kill(signal: &str, pid: &str) {
     assert!(status.success(), "kill {signal} {pid}");
 }
 
-#[tokio::test]
-async fn every_official_client_does_all_it_does_with_a_server_of_its_own() {
+/// Passes all on but `server/discover`, so that the program behind is one of the older revisions.
+const OLDER: &str = r#"
+import json, subprocess, sys, threading
+
+program = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+lock = threading.Lock()
+
+def say(line):
+    with lock:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+def answers():
+    for line in program.stdout:
+        say(line)
+
+threading.Thread(target=answers, daemon=True).start()
+for line in sys.stdin.buffer:
+    message = json.loads(line)
+    if message.get("method") == "server/discover":
+        error = {"code": -32601, "message": "Method not found"}
+        say(json.dumps({"jsonrpc": "2.0", "id": message["id"], "error": error}).encode() + b"\n")
+    else:
+        program.stdin.write(line)
+program.stdin.close()
+program.wait()
+"#;
+
+async fn every_official_client_is_content(words: &[String], eras: Value) {
     let host = Host::start().await;
-    let run = host.run("demo", &[], &words(&demo())).await;
-    assert_eq!(run.line["eras"], json!(["sessions", "stateless"]), "{}", run.line);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let run = host.run("demo", &[], &words).await;
+    assert_eq!(run.line["eras"], eras, "{}", run.line);
     let url = host.waffles.proxies[0].server_url("demo");
     for (client, era) in Sdk::ALL {
         let report = sdk::check(client, era, &url, &host.waffles.admin.secret).await;
         assert!(report.failed.is_empty(), "{client:?} {era:?}: {:#?}", report.failed);
         assert!(report.passed.len() >= 18, "{client:?} {era:?} ran only {:?}", report.passed);
     }
+}
+
+#[tokio::test]
+async fn every_official_client_does_all_it_does_with_a_server_of_its_own() {
+    every_official_client_is_content(&demo(), json!(["sessions", "stateless"])).await;
+}
+
+#[tokio::test]
+async fn every_official_client_does_all_it_does_with_a_program_of_an_older_revision() {
+    let folder = TempDir::new().unwrap();
+    let script = folder.path().join("older.py");
+    std::fs::write(&script, OLDER).unwrap();
+    let mut words = vec!["python3".to_owned(), script.to_str().unwrap().to_owned()];
+    words.extend(demo());
+    every_official_client_is_content(&words, json!(["sessions"])).await;
 }
 
 #[tokio::test]
