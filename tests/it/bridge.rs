@@ -159,18 +159,19 @@ async fn a_parked_call_is_answered_through_another_proxy() {
 #[tokio::test]
 async fn a_stateless_client_that_vanishes_cancels_at_the_server() {
     let pair = Pair::of(Era::Sessions).await;
-    pair.server.on_tool("never", Behaviour::SilentStream);
-    let client = pair.client().of(Era::Stateless).await;
-    let asked = task::spawn("a client that vanishes", {
-        let client = client.clone();
-        async move { client.call("never", json!({})).await }
-    });
-    pair.server.arrived("tools/call", 1).await;
-    asked.abort();
-    pair.server.arrived("notifications/cancelled", 1).await;
-    let call = pair.server.seen_of("tools/call").remove(0).json();
-    let told = pair.server.seen_of("notifications/cancelled").remove(0).json();
-    assert_eq!(told["params"]["requestId"], call["id"]);
+    // One that has begun its answer, and one that has not said a word.
+    for (number, behaviour) in [Behaviour::SilentStream, Behaviour::Never].into_iter().enumerate() {
+        pair.server.on_tool("never", behaviour);
+        let client = pair.client().of(Era::Stateless).await;
+        let asked =
+            task::spawn("a client that vanishes", async move { client.call("never", json!({})).await });
+        pair.server.arrived("tools/call", number + 1).await;
+        asked.abort();
+        pair.server.arrived("notifications/cancelled", number + 1).await;
+        let call = pair.server.seen_of("tools/call").remove(number).json();
+        let told = pair.server.seen_of("notifications/cancelled").remove(number).json();
+        assert_eq!(told["params"]["requestId"], call["id"]);
+    }
 }
 
 #[tokio::test]

@@ -28,14 +28,20 @@ const COLLECT: Duration = Duration::from_millis(20);
 const TAKE_UPS: usize = 8;
 const MAX_RETRY: Duration = Duration::from_secs(10);
 
-/// A request under way in a session. Dropped before its answer has come, it is cancelled at the server.
+/// A request under way in a session.
 #[derive(Debug)]
 pub struct Call {
+    sent: Sent,
+    inbox: Inbox,
+}
+
+/// A request that was sent. Dropped before its answer has come, it is cancelled at the server.
+#[derive(Debug)]
+struct Sent {
     means: MeansOf,
     back: Arc<Back>,
     permit: Permit,
     id: Id,
-    inbox: Inbox,
     answered: bool,
     _busy: Busy,
 }
@@ -49,7 +55,7 @@ impl std::fmt::Debug for MeansOf {
     }
 }
 
-impl Drop for Call {
+impl Drop for Sent {
     /// [2025-11-25 basic/utilities/cancellation]: a closed connection says nothing to the server.
     fn drop(&mut self) {
         if self.answered || tokio::runtime::Handle::try_current().is_err() {
@@ -100,10 +106,17 @@ impl Errand {
         let id = back.fresh_id();
         let edits = self.edits();
         let body = request::to_session(&self.message, Some(&id), &self.extra(&edits, &id));
-        let busy = back.busy();
-        let inbox = back.ask(&self.means.upstream, &self.permit, &id, body).await?;
         let (means, permit) = (MeansOf(self.means.clone()), self.permit.clone());
-        Ok(Call { means, back, permit, id, inbox, answered: false, _busy: busy })
+        let _busy = back.busy();
+        // The client may go before the server has said a word.
+        let mut sent = Sent { means, back, permit, id, answered: false, _busy };
+        match sent.back.ask(&self.means.upstream, &self.permit, &sent.id, body).await {
+            Ok(inbox) => Ok(Call { sent, inbox }),
+            Err(missed) => {
+                sent.answered = true;
+                Err(missed)
+            }
+        }
     }
 
     /// Hears the server out, and gives it what it asks for.
@@ -124,7 +137,7 @@ impl Errand {
                 continue;
             };
             match message.kind() {
-                Kind::Notification => self.pass_on(&message, &call.id).await,
+                Kind::Notification => self.pass_on(&message, &call.sent.id).await,
                 Kind::Request => match self.question(&message) {
                     Question::Answer(bytes) => self.tell(&call, bytes).await?,
                     Question::Put(question) if self.front.is_stateless() => {
@@ -135,7 +148,7 @@ impl Errand {
                         None => self.tell(&call, cannot_ask(&id)).await?,
                     },
                 },
-                Kind::Response | Kind::Error if message.id() == Some(&call.id) => {
+                Kind::Response | Kind::Error if message.id() == Some(&call.sent.id) => {
                     return self.answer(call, &message);
                 }
                 Kind::Response | Kind::Error => self.drop_quietly("answer_to_another_request"),
@@ -144,13 +157,13 @@ impl Errand {
     }
 
     fn answer(&mut self, mut call: Call, message: &Message) -> Result<Done, Reject> {
-        call.answered = true;
-        let info = call.back.described.info.clone();
+        call.sent.answered = true;
+        let info = call.sent.back.described.info.clone();
         self.finish(message, info.as_ref())
     }
 
     async fn tell(&self, call: &Call, body: Bytes) -> Result<(), Reject> {
-        match call.back.tell(&self.means.upstream, &self.permit, body).await {
+        match call.sent.back.tell(&self.means.upstream, &self.permit, body).await {
             Ok(()) => Ok(()),
             Err(Missed::Reject(reject)) => Err(reject),
             Err(Missed::Lost | Missed::Answered(_)) => Err(Reject::upstream(UpstreamFault::BrokeOff, true)),
@@ -167,7 +180,7 @@ impl Errand {
         }
         let wait = Duration::from_millis(resume.retry.unwrap_or(500));
         sleep(wait.min(MAX_RETRY)).await;
-        match call.back.take_up(&self.means.upstream, &self.permit, &resume).await {
+        match call.sent.back.take_up(&self.means.upstream, &self.permit, &resume).await {
             Ok(Some(inbox)) => {
                 call.inbox = inbox;
                 Ok(())
@@ -194,13 +207,13 @@ impl Errand {
         while let Ok(heard) = timeout(COLLECT, self.hear(&mut call.inbox)).await {
             let Some(message) = heard? else { break };
             match message.kind() {
-                Kind::Notification => self.pass_on(&message, &call.id).await,
+                Kind::Notification => self.pass_on(&message, &call.sent.id).await,
                 Kind::Request => match self.question(&message) {
                     Question::Answer(bytes) => self.tell(&call, bytes).await?,
                     Question::Put(question) => asked.push(question),
                 },
                 // It did not wait for what it asked.
-                _ if is_answer(&message) && message.id() == Some(&call.id) => {
+                _ if is_answer(&message) && message.id() == Some(&call.sent.id) => {
                     return self.answer(call, &message);
                 }
                 _ => self.drop_quietly("answer_to_another_request"),
