@@ -75,12 +75,18 @@ impl Member {
         &self.permit.entry().server.spec.name
     }
 
+    /// Whether the namespace lets a tool or prompt of this name be seen, whoever asks.
+    pub fn exposes(&self, name: &str) -> bool {
+        let exposed = self.exposed.as_ref().and_then(|namespace| namespace.member(self.name()));
+        exposed.is_none_or(|member| member.names.contains(name))
+    }
+
     /// Whether an entry of a list exists for the caller, by the server's own name.
     pub fn shows(&self, kind: Kind, own: &str) -> bool {
         let exposed = self.exposed.as_ref().and_then(|namespace| namespace.member(self.name()));
         match kind {
             Kind::Tools => self.permit.sees(own),
-            Kind::Prompts => exposed.is_none_or(|member| member.names.contains(own)),
+            Kind::Prompts => self.exposes(own),
             Kind::Resources | Kind::Templates => exposed.is_none_or(|member| member.resources.contains(own)),
         }
     }
@@ -149,8 +155,8 @@ impl Realm {
     fn bare_names(lists: &[(&Member, catalogue::Listed)]) -> BTreeSet<String> {
         let mut once = BTreeSet::new();
         let mut twice = BTreeSet::new();
-        for (_, listed) in lists.iter().filter(|(member, _)| member.bare) {
-            for entry in listed.entries.iter() {
+        for (member, listed) in lists.iter().filter(|(member, _)| member.bare) {
+            for entry in listed.entries.iter().filter(|entry| member.exposes(&entry.name)) {
                 if !once.insert(entry.name.clone()) {
                     twice.insert(entry.name.clone());
                 }

@@ -127,7 +127,9 @@ impl Means {
                     return None;
                 }
                 let has = |(member, listed): &&(&'a Member, super::catalogue::Listed)| {
-                    member.bare && listed.entries.iter().any(|entry| entry.name == name)
+                    member.bare
+                        && member.exposes(name)
+                        && listed.entries.iter().any(|entry| entry.name == name)
                 };
                 lists.iter().find(has).map(|(member, _)| (*member, name.to_owned()))
             }
