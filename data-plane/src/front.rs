@@ -2,7 +2,7 @@
 //! The gateway's own session ids are sealed with all that is needed to serve them, so that any proxy with the same key
 //! does; what changes during a session (log level, subscriptions, questions under way) lives in one proxy.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -187,7 +187,8 @@ impl Session {
         HeaderValue::try_from(format!("{MARK}{}", URL_SAFE_NO_PAD.encode(sealed))).map_err(|_| failed())
     }
 
-    fn open(id: &str, ring: &SealRing, now: i64) -> Option<Self> {
+    /// What an id says, and since when it does.
+    fn open(id: &str, ring: &SealRing, now: i64) -> Option<(Self, i64)> {
         let sealed = URL_SAFE_NO_PAD.decode(id.strip_prefix(MARK)?).ok()?;
         let plain = ring.open(PURPOSE, &sealed).ok()?;
         let sealed: Sealed = serde_json::from_slice(&plain).ok()?;
@@ -196,7 +197,7 @@ impl Session {
         }
         let revision = Revision::parse(&sealed.r)?;
         let client = Client { capabilities: sealed.c.into(), info: sealed.f.map(Bytes::from) };
-        Some(Self::new(sealed.n, sealed.p, sealed.d, revision, client))
+        Some((Self::new(sealed.n, sealed.p, sealed.d, revision, client), sealed.i))
     }
 
     /// A number that no other stream or question of this session has.
@@ -355,8 +356,10 @@ impl Drop for Running {
 #[derive(Debug, Default)]
 pub struct Sessions {
     held: Mutex<HashMap<u128, Arc<Session>>>,
+    /// Ids that were opened before, and what they say: opening one costs more than the rest of a look-up.
+    opened: Mutex<HashMap<Box<str>, (u128, i64)>>,
     /// Sessions that were ended here, until their ids are too old anyway.
-    ended: Mutex<VecDeque<u128>>,
+    ended: Mutex<(VecDeque<u128>, HashSet<u128>)>,
 }
 
 /// Ended sessions that are remembered.
@@ -385,13 +388,27 @@ impl Sessions {
         door: &str,
         now: i64,
     ) -> Result<Arc<Session>, Reject> {
-        let session = Session::open(id, ring, now).ok_or(Reject::UnknownSession)?;
-        if session.principal != principal
-            || session.door != door
-            || self.ended.lock().contains(&session.nonce)
+        let remembered = self.opened.lock().get(id).copied();
+        if let Some((nonce, issued)) = remembered
+            && now.saturating_sub(issued) <= MAX_AGE
+            && let Some(held) = self.held.lock().get(&nonce)
+            && held.principal == principal
+            && held.door == door
         {
+            held.touch();
+            return Ok(Arc::clone(held));
+        }
+        let (session, issued) = Session::open(id, ring, now).ok_or(Reject::UnknownSession)?;
+        let is_ended = self.ended.lock().1.contains(&session.nonce);
+        if session.principal != principal || session.door != door || is_ended {
             return Err(Reject::UnknownSession);
         }
+        let mut opened = self.opened.lock();
+        if opened.len() >= MAX_SESSIONS {
+            opened.clear();
+        }
+        opened.insert(id.into(), (session.nonce, issued));
+        drop(opened);
         if let Some(held) = self.held.lock().get(&session.nonce) {
             held.touch();
             return Ok(Arc::clone(held));
@@ -403,16 +420,21 @@ impl Sessions {
     pub fn end(&self, session: &Session) {
         session.end();
         self.held.lock().remove(&session.nonce);
-        let mut ended = self.ended.lock();
-        while ended.len() >= ENDED {
-            ended.pop_front();
+        let (order, nonces) = &mut *self.ended.lock();
+        while order.len() >= ENDED {
+            if let Some(oldest) = order.pop_front() {
+                nonces.remove(&oldest);
+            }
         }
-        ended.push_back(session.nonce);
+        order.push_back(session.nonce);
+        nonces.insert(session.nonce);
     }
 
     /// Forgets what was quiet for long.
     pub fn sweep(&self) {
-        self.held.lock().retain(|_, session| !session.is_idle());
+        let mut held = self.held.lock();
+        held.retain(|_, session| !session.is_idle());
+        self.opened.lock().retain(|_, (nonce, _)| held.contains_key(nonce));
     }
 
     /// How many there are.
