@@ -79,6 +79,8 @@ pub struct Errand {
     pub until: Instant,
     /// The server has asked something, and may wait for a person.
     pub asked: bool,
+    /// How far the server has said that it is.
+    pub progress: f64,
 }
 
 /// A server, in the era in which it is spoken to.
@@ -203,8 +205,16 @@ impl Errand {
         let bytes = match Method::parse(message.method().unwrap_or_default()) {
             Method::Progress => {
                 let ours = message.raw(Slot::ProgressToken).and_then(|raw| Id::from_json(&raw));
+                let progress = progress_of(message);
                 match (&self.head.progress_token, ours.as_ref() == Some(token)) {
-                    (Some(own), true) => notice::with_progress_token(message, &String::from_utf8_lossy(own)),
+                    // It must grow [2025-11-25 basic/utilities/progress]: what was said before is not said again.
+                    (Some(_), true) if progress <= self.progress => {
+                        return self.drop_quietly("progress_not_growing");
+                    }
+                    (Some(own), true) => {
+                        self.progress = progress;
+                        notice::with_progress_token(message, &String::from_utf8_lossy(own))
+                    }
                     _ => return self.drop_quietly("progress_of_nobody"),
                 }
             }
@@ -381,6 +391,16 @@ fn raw_error(id: &Id, error: &[u8]) -> Bytes {
 fn cannot_ask(id: &Id) -> Bytes {
     let code = waffles_mcp::jsonrpc::code::METHOD_NOT_FOUND;
     error_response(Some(id), code, "the client did not declare that it can be asked this", None)
+}
+
+/// How far a server says that it is. What cannot be read is as far as before.
+fn progress_of(message: &Message) -> f64 {
+    #[derive(serde::Deserialize)]
+    struct Params {
+        progress: f64,
+    }
+    let params = message.params().unwrap_or_default();
+    serde_json::from_slice::<Params>(&params).map_or(f64::NEG_INFINITY, |params| params.progress)
 }
 
 fn is_answer(message: &Message) -> bool {

@@ -252,6 +252,7 @@ impl Gateway {
             state,
             until,
             asked: false,
+            progress: f64::NEG_INFINITY,
         };
         let open = Open::new(&self.desk.metrics.open_streams);
         Ok(Flow::new(errand.run(), out, survives, open).respond().await)
