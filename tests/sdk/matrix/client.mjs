@@ -171,7 +171,9 @@ function checksOf(peer, { vocabulary, prefix = '', uris = '' }) {
             assert(textOf(result).includes(words.text), `the result has ${words.text}`, result);
             await eventually(() => seen.length >= words.seen.length, 'not all progress arrived', () => seen);
             // The last step may come in one piece with the result, and some clients stop listening there.
-            const first = seen.slice(0, words.seen.length);
+            // A stateless client may issue a call again whose stream broke: what counts is the call that was answered.
+            const start = Math.max(0, seen.lastIndexOf(words.seen[0]));
+            const first = seen.slice(start, start + words.seen.length);
             assert(JSON.stringify(first) === JSON.stringify(words.seen), 'the progress is in order', seen);
         },
         async log() {
