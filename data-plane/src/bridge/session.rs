@@ -10,7 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::{sleep, timeout};
 use waffles_mcp::jsonrpc::result_response;
 use waffles_mcp::translate::input::{self, InputRequest};
-use waffles_mcp::translate::request;
+use waffles_mcp::translate::{notice, request};
 use waffles_mcp::{Id, Kind, Message, Method};
 use waffles_runtime::task;
 
@@ -62,10 +62,7 @@ impl Drop for Sent {
             return;
         }
         let (means, back, permit) = (self.means.0.clone(), Arc::clone(&self.back), self.permit.clone());
-        let body = Bytes::from(format!(
-            r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{},"reason":"the client has gone"}}}}"#,
-            self.id.as_json()
-        ));
+        let body = notice::cancelled(&self.id, "the client has gone");
         task::spawn("cancel a call", async move {
             let told = timeout(Duration::from_secs(5), back.tell(&means.upstream, &permit, body)).await;
             if !matches!(told, Ok(Ok(()))) {
