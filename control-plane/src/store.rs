@@ -140,6 +140,18 @@ impl Db {
         }
     }
 
+    /// The same database for one tenant's data.
+    #[must_use]
+    pub fn of(&self, _tenant: &str) -> Self {
+        self.clone()
+    }
+
+    /// The same database for the data of every tenant: for what proxies are sent, for log-ins, for housekeeping.
+    #[must_use]
+    pub fn everywhere(&self) -> Self {
+        self.clone()
+    }
+
     /// Begins a transaction that writes. On SQLite it takes the write lock at once, so that two of them wait for
     /// each other instead of failing in the middle.
     pub async fn begin(&self) -> Result<Tx, sqlx::Error> {
