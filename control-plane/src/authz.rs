@@ -80,6 +80,12 @@ impl OpCtx {
         }
     }
 
+    /// Refuses unless the row of a route or method lets the actor through.
+    pub fn enter(&self, (rule, act): (Rule, Act)) -> Result<(), Error> {
+        self.check(rule)?;
+        if act == Act::Changes { self.require_change() } else { Ok(()) }
+    }
+
     /// Refuses unless the rule of a route or method lets the actor through. `Proxy` lets no operator through.
     pub fn check(&self, rule: Rule) -> Result<(), Error> {
         let permitted = match rule {
@@ -194,87 +200,111 @@ pub enum Rule {
     Proxy,
 }
 
+/// Whether a route or method changes anything. A key that may only read is let through where nothing is changed,
+/// whatever its permissions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// Nothing is changed.
+    Reads,
+    /// Something is changed, issued or sent.
+    Changes,
+}
+
+use Act::{Changes, Reads};
+use Permission as P;
+use Rule::Needs;
+
 const OWN_OR_ALL_KEYS: Rule = Rule::NeedsEither(Permission::KeysOwn, Permission::KeysManage);
 
-/// Every REST route, as the router spells it.
-pub const ROUTES: &[(Method, &str, Rule)] = &[
-    (Method::GET, "/health", Rule::Public),
-    (Method::GET, "/ready", Rule::Public),
-    (Method::GET, "/api/v1/openapi.json", Rule::Public),
-    (Method::POST, "/api/v1/auth/login", Rule::Public),
-    (Method::POST, "/api/v1/auth/refresh", Rule::Public),
-    (Method::POST, "/api/v1/auth/logout", Rule::Public),
-    (Method::GET, "/api/v1/auth/me", Rule::Authenticated),
-    (Method::GET, "/api/v1/servers", Rule::Needs(Permission::ServersRead)),
-    (Method::POST, "/api/v1/servers", Rule::Needs(Permission::ServersWrite)),
-    (Method::GET, "/api/v1/servers/{name}", Rule::Needs(Permission::ServersRead)),
-    (Method::PUT, "/api/v1/servers/{name}", Rule::Needs(Permission::ServersWrite)),
-    (Method::DELETE, "/api/v1/servers/{name}", Rule::Needs(Permission::ServersWrite)),
-    (Method::POST, "/api/v1/servers/{name}/enable", Rule::Needs(Permission::ServersWrite)),
-    (Method::POST, "/api/v1/servers/{name}/disable", Rule::Needs(Permission::ServersWrite)),
-    (Method::GET, "/api/v1/namespaces", Rule::Needs(Permission::NamespacesRead)),
-    (Method::POST, "/api/v1/namespaces", Rule::Needs(Permission::NamespacesWrite)),
-    (Method::GET, "/api/v1/namespaces/{name}", Rule::Needs(Permission::NamespacesRead)),
-    (Method::PUT, "/api/v1/namespaces/{name}", Rule::Needs(Permission::NamespacesWrite)),
-    (Method::DELETE, "/api/v1/namespaces/{name}", Rule::Needs(Permission::NamespacesWrite)),
-    (Method::PUT, "/api/v1/namespaces/{name}/servers/{server}", Rule::Needs(Permission::NamespacesWrite)),
-    (Method::DELETE, "/api/v1/namespaces/{name}/servers/{server}", Rule::Needs(Permission::NamespacesWrite)),
-    (Method::GET, "/api/v1/api-keys", OWN_OR_ALL_KEYS),
-    (Method::POST, "/api/v1/api-keys", Rule::Needs(Permission::KeysOwn)),
-    (Method::GET, "/api/v1/api-keys/{id}", OWN_OR_ALL_KEYS),
-    (Method::DELETE, "/api/v1/api-keys/{id}", OWN_OR_ALL_KEYS),
-    (Method::GET, "/api/v1/audit", Rule::Needs(Permission::AuditRead)),
-    (Method::GET, "/api/v1/proxies", Rule::Needs(Permission::ProxiesRead)),
-    (Method::GET, "/api/v1/proxies/{proxy}", Rule::Needs(Permission::ProxiesRead)),
-    (Method::GET, "/api/v1/status", Rule::Needs(Permission::StatusRead)),
+/// Every REST route, as the router spells it: what it needs, and whether it changes anything.
+pub const ROUTES: &[(Method, &str, Rule, Act)] = &[
+    (Method::GET, "/health", Rule::Public, Reads),
+    (Method::GET, "/ready", Rule::Public, Reads),
+    (Method::GET, "/api/v1/openapi.json", Rule::Public, Reads),
+    (Method::POST, "/api/v1/auth/login", Rule::Public, Changes),
+    (Method::POST, "/api/v1/auth/refresh", Rule::Public, Changes),
+    (Method::POST, "/api/v1/auth/logout", Rule::Public, Changes),
+    (Method::GET, "/api/v1/auth/me", Rule::Authenticated, Reads),
+    (Method::GET, "/api/v1/servers", Needs(P::ServersRead), Reads),
+    (Method::POST, "/api/v1/servers", Needs(P::ServersWrite), Changes),
+    (Method::GET, "/api/v1/servers/{name}", Needs(P::ServersRead), Reads),
+    (Method::PUT, "/api/v1/servers/{name}", Needs(P::ServersWrite), Changes),
+    (Method::DELETE, "/api/v1/servers/{name}", Needs(P::ServersWrite), Changes),
+    (Method::POST, "/api/v1/servers/{name}/enable", Needs(P::ServersWrite), Changes),
+    (Method::POST, "/api/v1/servers/{name}/disable", Needs(P::ServersWrite), Changes),
+    (Method::GET, "/api/v1/namespaces", Needs(P::NamespacesRead), Reads),
+    (Method::POST, "/api/v1/namespaces", Needs(P::NamespacesWrite), Changes),
+    (Method::GET, "/api/v1/namespaces/{name}", Needs(P::NamespacesRead), Reads),
+    (Method::PUT, "/api/v1/namespaces/{name}", Needs(P::NamespacesWrite), Changes),
+    (Method::DELETE, "/api/v1/namespaces/{name}", Needs(P::NamespacesWrite), Changes),
+    (Method::PUT, "/api/v1/namespaces/{name}/servers/{server}", Needs(P::NamespacesWrite), Changes),
+    (Method::DELETE, "/api/v1/namespaces/{name}/servers/{server}", Needs(P::NamespacesWrite), Changes),
+    (Method::GET, "/api/v1/api-keys", OWN_OR_ALL_KEYS, Reads),
+    (Method::POST, "/api/v1/api-keys", Needs(P::KeysOwn), Changes),
+    (Method::GET, "/api/v1/api-keys/{id}", OWN_OR_ALL_KEYS, Reads),
+    (Method::DELETE, "/api/v1/api-keys/{id}", OWN_OR_ALL_KEYS, Changes),
+    (Method::GET, "/api/v1/audit", Needs(P::AuditRead), Reads),
+    (Method::GET, "/api/v1/proxies", Needs(P::ProxiesRead), Reads),
+    (Method::GET, "/api/v1/proxies/{proxy}", Needs(P::ProxiesRead), Reads),
+    (Method::GET, "/api/v1/status", Needs(P::StatusRead), Reads),
 ];
 
-/// Every RPC, as in the request's path.
-pub const METHODS: &[(&str, Rule)] = &[
-    ("/waffles.registry.v1.RegistryService/CreateServer", Rule::Needs(Permission::ServersWrite)),
-    ("/waffles.registry.v1.RegistryService/ListServers", Rule::Needs(Permission::ServersRead)),
-    ("/waffles.registry.v1.RegistryService/GetServer", Rule::Needs(Permission::ServersRead)),
-    ("/waffles.registry.v1.RegistryService/UpdateServer", Rule::Needs(Permission::ServersWrite)),
-    ("/waffles.registry.v1.RegistryService/SetServerEnabled", Rule::Needs(Permission::ServersWrite)),
-    ("/waffles.registry.v1.RegistryService/DeleteServer", Rule::Needs(Permission::ServersWrite)),
-    ("/waffles.registry.v1.NamespaceService/CreateNamespace", Rule::Needs(Permission::NamespacesWrite)),
-    ("/waffles.registry.v1.NamespaceService/ListNamespaces", Rule::Needs(Permission::NamespacesRead)),
-    ("/waffles.registry.v1.NamespaceService/GetNamespace", Rule::Needs(Permission::NamespacesRead)),
-    ("/waffles.registry.v1.NamespaceService/UpdateNamespace", Rule::Needs(Permission::NamespacesWrite)),
-    ("/waffles.registry.v1.NamespaceService/DeleteNamespace", Rule::Needs(Permission::NamespacesWrite)),
-    ("/waffles.registry.v1.NamespaceService/AddServer", Rule::Needs(Permission::NamespacesWrite)),
-    ("/waffles.registry.v1.NamespaceService/RemoveServer", Rule::Needs(Permission::NamespacesWrite)),
-    ("/waffles.auth.v1.AuthService/Login", Rule::Public),
-    ("/waffles.auth.v1.AuthService/Refresh", Rule::Public),
-    ("/waffles.auth.v1.AuthService/Logout", Rule::Public),
-    ("/waffles.auth.v1.AuthService/GetSelf", Rule::Authenticated),
-    ("/waffles.auth.v1.AuthService/CreateApiKey", Rule::Needs(Permission::KeysOwn)),
-    ("/waffles.auth.v1.AuthService/ListApiKeys", OWN_OR_ALL_KEYS),
-    ("/waffles.auth.v1.AuthService/GetApiKey", OWN_OR_ALL_KEYS),
-    ("/waffles.auth.v1.AuthService/RevokeApiKey", OWN_OR_ALL_KEYS),
-    ("/waffles.audit.v1.AuditService/SearchEvents", Rule::Needs(Permission::AuditRead)),
-    ("/waffles.audit.v1.AuditService/TailEvents", Rule::Needs(Permission::AuditRead)),
-    ("/waffles.audit.v1.AuditIngestService/Upload", Rule::Proxy),
-    ("/waffles.proxy.v1.ProxyService/ListProxies", Rule::Needs(Permission::ProxiesRead)),
-    ("/waffles.proxy.v1.ProxyService/GetProxy", Rule::Needs(Permission::ProxiesRead)),
-    ("/waffles.discovery.v1.DiscoveryService/Stream", Rule::Proxy),
-    ("/grpc.health.v1.Health/Check", Rule::Public),
-    ("/grpc.health.v1.Health/List", Rule::Public),
-    ("/grpc.health.v1.Health/Watch", Rule::Public),
-    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Rule::Needs(Permission::StatusRead)),
-    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Rule::Needs(Permission::StatusRead)),
+/// Every RPC, as in the request's path: what it needs, and whether it changes anything.
+pub const METHODS: &[(&str, Rule, Act)] = &[
+    ("/waffles.registry.v1.RegistryService/CreateServer", Needs(P::ServersWrite), Changes),
+    ("/waffles.registry.v1.RegistryService/ListServers", Needs(P::ServersRead), Reads),
+    ("/waffles.registry.v1.RegistryService/GetServer", Needs(P::ServersRead), Reads),
+    ("/waffles.registry.v1.RegistryService/UpdateServer", Needs(P::ServersWrite), Changes),
+    ("/waffles.registry.v1.RegistryService/SetServerEnabled", Needs(P::ServersWrite), Changes),
+    ("/waffles.registry.v1.RegistryService/DeleteServer", Needs(P::ServersWrite), Changes),
+    ("/waffles.registry.v1.NamespaceService/CreateNamespace", Needs(P::NamespacesWrite), Changes),
+    ("/waffles.registry.v1.NamespaceService/ListNamespaces", Needs(P::NamespacesRead), Reads),
+    ("/waffles.registry.v1.NamespaceService/GetNamespace", Needs(P::NamespacesRead), Reads),
+    ("/waffles.registry.v1.NamespaceService/UpdateNamespace", Needs(P::NamespacesWrite), Changes),
+    ("/waffles.registry.v1.NamespaceService/DeleteNamespace", Needs(P::NamespacesWrite), Changes),
+    ("/waffles.registry.v1.NamespaceService/AddServer", Needs(P::NamespacesWrite), Changes),
+    ("/waffles.registry.v1.NamespaceService/RemoveServer", Needs(P::NamespacesWrite), Changes),
+    ("/waffles.auth.v1.AuthService/Login", Rule::Public, Changes),
+    ("/waffles.auth.v1.AuthService/Refresh", Rule::Public, Changes),
+    ("/waffles.auth.v1.AuthService/Logout", Rule::Public, Changes),
+    ("/waffles.auth.v1.AuthService/GetSelf", Rule::Authenticated, Reads),
+    ("/waffles.auth.v1.AuthService/CreateApiKey", Needs(P::KeysOwn), Changes),
+    ("/waffles.auth.v1.AuthService/ListApiKeys", OWN_OR_ALL_KEYS, Reads),
+    ("/waffles.auth.v1.AuthService/GetApiKey", OWN_OR_ALL_KEYS, Reads),
+    ("/waffles.auth.v1.AuthService/RevokeApiKey", OWN_OR_ALL_KEYS, Changes),
+    ("/waffles.audit.v1.AuditService/SearchEvents", Needs(P::AuditRead), Reads),
+    ("/waffles.audit.v1.AuditService/TailEvents", Needs(P::AuditRead), Reads),
+    ("/waffles.audit.v1.AuditIngestService/Upload", Rule::Proxy, Changes),
+    ("/waffles.proxy.v1.ProxyService/ListProxies", Needs(P::ProxiesRead), Reads),
+    ("/waffles.proxy.v1.ProxyService/GetProxy", Needs(P::ProxiesRead), Reads),
+    ("/waffles.discovery.v1.DiscoveryService/Stream", Rule::Proxy, Changes),
+    ("/grpc.health.v1.Health/Check", Rule::Public, Reads),
+    ("/grpc.health.v1.Health/List", Rule::Public, Reads),
+    ("/grpc.health.v1.Health/Watch", Rule::Public, Reads),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Needs(P::StatusRead), Reads),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Needs(P::StatusRead), Reads),
 ];
 
-/// What a REST route needs; none denies. `path` is the router's pattern, not the request's path.
-pub fn route_rule(method: &Method, path: &str) -> Option<Rule> {
+/// The row of a REST route; none denies. `path` is the router's pattern, not the request's path.
+pub fn route(method: &Method, path: &str) -> Option<(Rule, Act)> {
     // HEAD is GET without the body.
     let method = if *method == Method::HEAD { &Method::GET } else { method };
-    ROUTES.iter().find(|(m, p, _)| m == method && *p == path).map(|(_, _, rule)| *rule)
+    ROUTES.iter().find(|(m, p, ..)| m == method && *p == path).map(|(_, _, rule, act)| (*rule, *act))
+}
+
+/// What a REST route needs; none denies.
+pub fn route_rule(method: &Method, path: &str) -> Option<Rule> {
+    route(method, path).map(|(rule, _)| rule)
+}
+
+/// The row of an RPC; none denies.
+pub fn method(path: &str) -> Option<(Rule, Act)> {
+    METHODS.iter().find(|(p, ..)| *p == path).map(|(_, rule, act)| (*rule, *act))
 }
 
 /// What an RPC needs; none denies.
 pub fn method_rule(path: &str) -> Option<Rule> {
-    METHODS.iter().find(|(p, _)| *p == path).map(|(_, rule)| *rule)
+    method(path).map(|(rule, _)| rule)
 }
 
 #[cfg(test)]

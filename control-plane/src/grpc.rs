@@ -30,7 +30,7 @@ use waffles_proto::registry::v1::namespace_service_server::NamespaceServiceServe
 use waffles_proto::registry::v1::registry_service_server::RegistryServiceServer;
 use waffles_runtime::drain::Drain;
 
-use crate::authz::{OpCtx, Rule, method_rule};
+use crate::authz::{OpCtx, Rule, method};
 use crate::discovery::Discovery;
 use crate::error::Error;
 use crate::secrets::{ProxyPeer, ProxyToken};
@@ -106,7 +106,7 @@ async fn guard(State(parts): State<Arc<Parts>>, mut request: Request, next: Next
 
 /// Who calls, and whether this method is for them. What the check found out goes with the request.
 async fn admit(parts: &Parts, request: &mut Request, request_id: Uuid) -> Result<(), Error> {
-    let rule = method_rule(request.uri().path()).ok_or(Error::Denied)?;
+    let (rule, act) = method(request.uri().path()).ok_or(Error::Denied)?;
     let address =
         request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip().to_canonical());
     let shown = bearer(request.headers());
@@ -125,7 +125,7 @@ async fn admit(parts: &Parts, request: &mut Request, request_id: Uuid) -> Result
         }
         (_, None) => return Err(Error::Unauthenticated),
     };
-    ctx.check(rule)?;
+    ctx.enter((rule, act))?;
     request.extensions_mut().insert(ctx);
     Ok(())
 }

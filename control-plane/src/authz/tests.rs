@@ -27,7 +27,7 @@ fn actor(role: &str, limits: Option<KeyLimits>) -> OpCtx {
     OpCtx::authenticated(principal, key, None, Uuid::nil(), None)
 }
 
-fn row(table: &mut String, action: &str, rule: Rule) {
+fn row(table: &mut String, action: &str, rule: Rule, act: Act) {
     write!(table, "{action:66}").unwrap();
     let anonymous = OpCtx::anonymous(Uuid::nil(), None);
     let mut column = |name: &str, permitted: bool| {
@@ -39,6 +39,7 @@ fn row(table: &mut String, action: &str, rule: Rule) {
         column(role.as_str(), actor(role.as_str(), None).check(rule).is_ok());
     }
     column("proxy", rule == Rule::Proxy);
+    column("changes", act == Changes);
     let kept = table.trim_end().len();
     table.truncate(kept);
     table.push('\n');
@@ -48,11 +49,11 @@ fn row(table: &mut String, action: &str, rule: Rule) {
 fn who_may_do_what() {
     let mut table =
         String::from("# Who may do what. Written by the test `who_may_do_what` with UPDATE_GOLDEN=1.\n");
-    for (method, path, rule) in ROUTES {
-        row(&mut table, &format!("{method} {path}"), *rule);
+    for (method, path, rule, act) in ROUTES {
+        row(&mut table, &format!("{method} {path}"), *rule, *act);
     }
-    for (path, rule) in METHODS {
-        row(&mut table, path.trim_start_matches('/'), *rule);
+    for (path, rule, act) in METHODS {
+        row(&mut table, path.trim_start_matches('/'), *rule, *act);
     }
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/authz_matrix.txt");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
@@ -77,7 +78,7 @@ fn every_rpc_has_a_row_and_every_row_an_rpc() {
     for rpc in &rpcs {
         assert!(method_rule(rpc).is_some(), "{rpc} has no row in authz.rs");
     }
-    for (path, _) in METHODS.iter().filter(|(path, _)| path.starts_with("/waffles.")) {
+    for (path, ..) in METHODS.iter().filter(|(path, ..)| path.starts_with("/waffles.")) {
         assert!(rpcs.iter().any(|rpc| rpc == path), "{path} is no RPC");
     }
 }

@@ -162,7 +162,7 @@ pub(super) async fn guard(State(door): State<Arc<Door>>, request: Request, next:
 
 async fn admit(door: &Door, parts: &Parts) -> Result<OpCtx, Problem> {
     let path = parts.extensions.get::<MatchedPath>().map(MatchedPath::as_str).unwrap_or_default();
-    let rule = authz::route_rule(&parts.method, path).ok_or(Error::Denied)?;
+    let (rule, act) = authz::route(&parts.method, path).ok_or(Error::Denied)?;
     let id = parts.extensions.get::<RequestId>().map_or_else(Uuid::now_v7, |id| id.0);
     let peer = parts.extensions.get::<ConnectInfo<std::net::SocketAddr>>();
     let address = peer.map(|ConnectInfo(peer)| peer.ip());
@@ -174,7 +174,7 @@ async fn admit(door: &Door, parts: &Parts) -> Result<OpCtx, Problem> {
             None => identity.anonymous(id, address),
         },
     };
-    ctx.check(rule)?;
+    ctx.enter((rule, act))?;
     Ok(ctx)
 }
 

@@ -5,7 +5,7 @@ use tonic::client::Grpc;
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
-use waffles_control_plane::authz::{METHODS, Rule};
+use waffles_control_plane::authz::{Act, METHODS, Rule};
 use waffles_proto::auth::v1 as pb;
 use waffles_proto::auth::v1::auth_service_client::AuthServiceClient;
 
@@ -24,8 +24,8 @@ async fn every_method_denies_who_may_not() {
     let admin = plane.sign_in().await;
     let narrow = pb::KeyLimits { scopes: vec!["gateway:use".into()], ..Default::default() };
     let narrow = issue(&admin, narrow).await.unwrap().secret;
-    let unmapped = ("/waffles.registry.v1.RegistryService/NoSuchMethod", Rule::Authenticated);
-    for (path, rule) in METHODS.iter().copied().chain([unmapped]) {
+    let unmapped = ("/waffles.registry.v1.RegistryService/NoSuchMethod", Rule::Authenticated, Act::Reads);
+    for (path, rule, _) in METHODS.iter().copied().chain([unmapped]) {
         let call = async |credential: Option<&str>| {
             let mut client = Grpc::new(plane.channel().await);
             client.ready().await.unwrap();

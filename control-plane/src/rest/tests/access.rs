@@ -17,7 +17,7 @@ async fn every_route_denies_who_may_not() {
         let email = format!("{}@test", role.as_str());
         tokens.push((role, world.user("default", &email, role.as_str()).await));
     }
-    for (method, path, rule) in ROUTES {
+    for (method, path, rule, _) in ROUTES {
         if *rule == Rule::Public {
             continue;
         }
