@@ -62,6 +62,8 @@ pub struct Bound {
     pub first: Option<OneTime>,
     announce: bool,
     db: Db,
+    /// Keeps other control planes off a SQLite file until the process ends.
+    _held: Option<std::fs::File>,
     services: Services,
     gates: Gates,
     tasks: Tasks,
@@ -82,7 +84,7 @@ struct Work {
     upkeep: Driver<Upkeep>,
     rotation: Driver<identity::Rotation>,
     roster: Driver<crate::proxies::Roster>,
-    listener: Option<Listener>,
+    listener: Listener,
 }
 
 /// Opens what the configuration names, brings the database up to date, and makes what must be there at first.
@@ -105,6 +107,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         db = open_database(&config, &secrets) => db?,
         signal = signals.next() => anyhow::bail!("{signal} came before the database did"),
     };
+    let held = db.hold().await?;
     upkeep::make_partitions(&db, Utc::now())
         .await
         .context("the partitions of the audit trail cannot be made")?;
@@ -143,10 +146,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         upkeep: Driver::new(Upkeep::new(db.clone(), config.audit_retention), Upkeep::PERIOD),
         rotation: Driver::new(services.identity.rotation(), identity::Rotation::PERIOD),
         roster: services.proxies.driver(),
-        listener: match &db {
-            Db::Pg(pool) => Some(Listener::new(pool.clone(), discovery.clone())),
-            Db::Lite(_) => None,
-        },
+        listener: Listener::new(db.clone(), discovery.clone()),
     };
 
     let rest = rest::router(services.clone(), Hosts::new(http_addr, config.public_hosts), gates.clone());
@@ -166,6 +166,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         first,
         announce: config.announce,
         db,
+        _held: held,
         services,
         gates,
         tasks,
@@ -202,9 +203,7 @@ impl Bound {
         self.work.roster.spawn(&tasks, drain.clone());
         self.work.rotation.spawn(&tasks, drain.clone());
         self.work.upkeep.spawn(&tasks, drain.clone());
-        if let Some(listener) = self.work.listener {
-            supervisor.spawn("listener", listener.run(drain.clone()));
-        }
+        supervisor.spawn("listener", self.work.listener.run(drain.clone()));
         supervisor.spawn("http", http::serve(self.http.0, self.http.1, HTTP, drain.clone()));
         supervisor.spawn("grpc", http::serve(self.grpc.0, self.grpc.1, GRPC, drain.clone()));
         tracing::info!(http = %self.http_addr, grpc = %self.grpc_addr, admin = %self.admin_addr, "listening");
@@ -285,7 +284,7 @@ pub async fn admin_password(config: &Config) -> anyhow::Result<()> {
 pub async fn new_lineage(config: &Config) -> anyhow::Result<()> {
     let secrets = Secrets::load(&config.secrets.master_key)?;
     let db = open_database(config, &secrets).await?;
-    let mut tx = db.begin().await?;
+    let mut tx = db.everywhere().begin().await?;
     let lineage = changes::new_lineage(&mut tx).await?;
     crate::audit::note(
         &mut tx,
@@ -317,7 +316,7 @@ async fn open_database(config: &Config, secrets: &Secrets) -> anyhow::Result<Db>
             Err(error) => return Err(error.into()),
         }
     }
-    let mut tx = db.begin().await?;
+    let mut tx = db.everywhere().begin().await?;
     let claim = changes::claim(&mut tx, secrets.fingerprint()).await?;
     tx.commit().await?;
     if let Claim::Foreign(theirs) = claim {

@@ -97,7 +97,7 @@ impl Audit {
 
     /// How far a proxy's spool is stored.
     pub async fn stored_through(&self, _peer: ProxyPeer, proxy: Uuid, spool: Uuid) -> Result<u64, Error> {
-        Ok(store::stored_through(&self.db, proxy, spool).await?)
+        Ok(store::stored_through(&self.db.everywhere(), proxy, spool).await?)
     }
 
     /// Takes in a batch and says how far the spool is stored now. A record that cannot be read, or that the
@@ -160,7 +160,7 @@ impl Audit {
         records: &[(Event, Place)],
         lost: u64,
     ) -> Result<u64, Error> {
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.everywhere().begin().await?;
         let mut through = store::lock_spool(&mut tx, proxy, spool).await?;
         // In the order of the spool a record is new exactly when its number is above all that came before it.
         let mut new = Vec::with_capacity(records.len());
@@ -209,7 +209,8 @@ impl Audit {
         let limit = page.limit(MOST_PER_PAGE)?;
         let before: Option<(i64, Uuid)> = page.after(LIST)?;
         let before = before.map(|(time, id)| Ok::<_, Error>((time_of(time)?, id))).transpose()?;
-        let mut events = store::search(&self.db, ctx.tenant(), filter, before, limit + 1).await?;
+        let mut events =
+            store::search(&self.db.of(ctx.tenant()), ctx.tenant(), filter, before, limit + 1).await?;
         hide_payloads(ctx, &mut events);
         Ok(Paged::cut(events, limit, LIST, |event| (event.occurred_at.timestamp_micros(), event.id)))
     }
@@ -272,7 +273,7 @@ impl Audit {
         if !waffles_core::is_dns_label(tenant) {
             return Ok(false);
         }
-        let tenants: HashSet<String> = store::tenants(&self.db).await?.into_iter().collect();
+        let tenants: HashSet<String> = store::tenants(&self.db.everywhere()).await?.into_iter().collect();
         let found = tenants.contains(tenant);
         *self.tenants.lock() = tenants;
         Ok(found)

@@ -121,6 +121,9 @@ struct Flags {
         global = true
     )]
     database_statement_time: String,
+    /// The role that statements run as on Postgres [default: the name of the database and `_app`]
+    #[arg(long, env = "WAFFLES_DATABASE_ROLE", value_name = "NAME", global = true)]
+    database_role: Option<String>,
     /// Redis, for limits that replicas share.
     #[arg(long, env = "WAFFLES_REDIS_URL", hide_env_values = true, value_name = "URL", global = true)]
     redis_url: Option<SecretString>,
@@ -220,6 +223,13 @@ impl Config {
         if !(3..=1000).contains(&flags.database_connections) {
             wrong.push("--database-connections: must be 3 to 1000".into());
         }
+        if flags
+            .database_role
+            .as_ref()
+            .is_some_and(|role| !(1..=63).contains(&role.len()) || role.contains('\0'))
+        {
+            wrong.push("--database-role: must have 1 to 63 bytes and no NUL".into());
+        }
         if flags.audit_retention_days == Some(0) {
             wrong.push(
                 "--audit-retention-days: must be at least 1; leave it out to keep events for ever".into(),
@@ -242,6 +252,7 @@ impl Config {
                 max_connections: flags.database_connections,
                 acquire_timeout,
                 statement_timeout,
+                role: flags.database_role,
             },
             redis_url: flags.redis_url,
             listen: Listen { http: flags.http_addr, grpc: flags.grpc_addr, admin: flags.admin_addr },
@@ -269,6 +280,7 @@ impl Config {
                 "connections": self.db.max_connections,
                 "wait_ms": millis(self.db.acquire_timeout),
                 "statement_time_ms": millis(self.db.statement_timeout),
+                "role": self.db.role,
             },
             "redis_url": self.redis_url.as_ref().map(without_password),
             "http_addr": self.listen.http,

@@ -82,7 +82,7 @@ impl Identity {
     /// admin, whose password nobody chose. To be called once the migrations are done.
     pub async fn bootstrap(&self) -> Result<Option<OneTime>, Error> {
         self.rotate_token_keys(Utc::now()).await?;
-        let mut tx = self.db.begin_read().await?;
+        let mut tx = self.db.everywhere().begin_read().await?;
         let settled = store::any_user(&mut tx).await?;
         drop(tx);
         if settled {
@@ -91,7 +91,7 @@ impl Identity {
         let admin = new_admin();
         let password = local::generate_password()?;
         let hash = self.passwords.hash(password.clone()).await?;
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.everywhere().begin().await?;
         // The append makes replicas that start together wait for each other.
         changes::append(&mut tx, &principal_key(&admin), false).await?;
         if store::any_user(&mut tx).await? {
@@ -110,7 +110,7 @@ impl Identity {
     pub async fn reset_admin_password(&self) -> Result<OneTime, Error> {
         let password = local::generate_password()?;
         let hash = self.passwords.hash(password.clone()).await?;
-        let found = store::user_by_email(&self.db, DEFAULT_TENANT, ADMIN).await?;
+        let found = store::user_by_email(&self.db.of(DEFAULT_TENANT), DEFAULT_TENANT, ADMIN).await?;
         let mut admin = found.map_or_else(new_admin, |(admin, _)| admin);
         let now = Utc::now();
         admin.active = true;
@@ -118,7 +118,7 @@ impl Identity {
         if !admin.roles.iter().any(|role| role == Role::Admin.as_str()) {
             admin.roles.push(Role::Admin.as_str().to_owned());
         }
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.everywhere().begin().await?;
         store::put_user(&mut tx, &admin, &hash, now).await?;
         store::end_sessions(&mut tx, admin.id, "password_reset", now).await?;
         let detail = json!({"name": admin.name});
@@ -140,7 +140,7 @@ impl Identity {
         if looks_like_key(credential) {
             let text = credential.expose_secret();
             key_id(text).ok_or(Error::Unauthenticated)?;
-            let found = store::key_by_hash(&self.db, &self.pepper.hash(text)).await?;
+            let found = store::key_by_hash(&self.db.everywhere(), &self.pepper.hash(text)).await?;
             let (key, owner) = found.ok_or(Error::Unauthenticated)?;
             let caller = Caller { principal: &owner, key: Some(&key), address };
             return match caller.is_current(now) {
@@ -149,7 +149,7 @@ impl Identity {
             };
         }
         let claims = self.keyring.verify(&self.db, &self.seal, credential.expose_secret()).await?;
-        let found = store::session_user(&self.db, claims.sid, claims.sub, now).await?;
+        let found = store::session_user(&self.db.everywhere(), claims.sid, claims.sub, now).await?;
         let user = found.ok_or(Error::Unauthenticated)?;
         let too_old = user.tokens_not_before.is_some_and(|time| claims.iat < time.timestamp());
         if !user.active || too_old || user.tenant != claims.tenant {

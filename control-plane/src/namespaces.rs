@@ -41,7 +41,7 @@ impl Namespaces {
 
     /// Gives every tenant that lacks it the namespace `default`, with all of its servers.
     pub async fn bootstrap(&self) -> Result<(), Error> {
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.everywhere().begin().await?;
         let tenants = store::tenants_without(&mut tx, DEFAULT_NAMESPACE).await?;
         for tenant in &tenants {
             store::lock(&mut tx, tenant).await?;
@@ -71,7 +71,7 @@ impl Namespaces {
         if !ctx.sees_namespace(&spec.name) {
             return Err(Error::Denied);
         }
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.of(ctx.tenant()).begin().await?;
         store::lock(&mut tx, ctx.tenant()).await?;
         let servers = checked(&mut tx, ctx, &spec).await?;
         let mut namespace = made(ctx.tenant(), spec);
@@ -102,7 +102,8 @@ impl Namespaces {
         if unknown(&filter.name_contains) || unknown(&filter.server) || hidden {
             return Ok(Paged { items: Vec::new(), next: String::new() });
         }
-        let found = store::list(&self.db, ctx.tenant(), filter, after.as_deref(), limit + 1).await?;
+        let found =
+            store::list(&self.db.of(ctx.tenant()), ctx.tenant(), filter, after.as_deref(), limit + 1).await?;
         let limit = limit.min(fitting(&found));
         let mut paged = Paged::cut(found, limit, LIST, |namespace| namespace.spec.name.clone());
         // After the cut: a page may be short, but its cursor is right.
@@ -114,7 +115,7 @@ impl Namespaces {
     pub async fn get(&self, ctx: &OpCtx, name: &str) -> Result<Namespace, Error> {
         ctx.require(Permission::NamespacesRead)?;
         know(ctx, name)?;
-        let found = store::get(&self.db, ctx.tenant(), name).await?;
+        let found = store::get(&self.db.of(ctx.tenant()), ctx.tenant(), name).await?;
         found.and_then(|namespace| shown(ctx, namespace)).ok_or_else(|| missing(name))
     }
 
@@ -122,7 +123,7 @@ impl Namespaces {
     pub async fn update(&self, ctx: &OpCtx, spec: NamespaceSpec, version: u64) -> Result<Namespace, Error> {
         may_write(ctx)?;
         know(ctx, &spec.name)?;
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.of(ctx.tenant()).begin().await?;
         store::lock(&mut tx, ctx.tenant()).await?;
         // Whether it exists comes before whether the rest is right, so that a wrong name is told as one.
         let before = existing(&mut tx, ctx, &spec.name).await?;
@@ -146,7 +147,7 @@ impl Namespaces {
         if name == DEFAULT_NAMESPACE {
             return Err(Error::invalid("name", "is `default`, which every tenant keeps"));
         }
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.of(ctx.tenant()).begin().await?;
         store::lock(&mut tx, ctx.tenant()).await?;
         let id = store::delete(&mut tx, ctx.tenant(), name).await?.ok_or_else(|| missing(name))?;
         self.finish(tx, ctx, "namespace.delete", name, id, true, json!({ "id": id })).await
@@ -156,7 +157,7 @@ impl Namespaces {
     pub async fn add_server(&self, ctx: &OpCtx, name: &str, member: Member) -> Result<Namespace, Error> {
         may_write(ctx)?;
         know(ctx, name)?;
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.of(ctx.tenant()).begin().await?;
         store::lock(&mut tx, ctx.tenant()).await?;
         let namespace = existing(&mut tx, ctx, name).await?;
         let mut problems = member.problems("member.");
@@ -178,7 +179,7 @@ impl Namespaces {
     pub async fn remove_server(&self, ctx: &OpCtx, name: &str, server: &str) -> Result<Namespace, Error> {
         may_write(ctx)?;
         know(ctx, name)?;
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.of(ctx.tenant()).begin().await?;
         store::lock(&mut tx, ctx.tenant()).await?;
         let namespace = existing(&mut tx, ctx, name).await?;
         let no_member =

@@ -117,6 +117,8 @@ struct Eras {
 impl Proxies {
     /// None yet.
     pub fn new(db: Db, discovery: Discovery) -> Self {
+        // Proxies serve every tenant.
+        let db = db.everywhere();
         let (live, elsewhere, eras) = (Mutex::default(), Mutex::default(), Mutex::default());
         let shared = Shared { db, discovery, live, elsewhere, eras, poker: OnceLock::new() };
         Self { shared: Arc::new(shared) }

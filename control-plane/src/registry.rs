@@ -84,7 +84,7 @@ impl Registry {
         };
         let name = &server.spec.name;
         let sealed = servers::seal(&self.seal, server.id, &server.credential)?;
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.of(ctx.tenant()).begin().await?;
         namespaces::lock(&mut tx, &server.tenant).await?;
         match servers::claim_name(&mut tx, &server.tenant, name, server.id).await? {
             NameClaim::Granted => {}
@@ -124,7 +124,9 @@ impl Registry {
             // No name has such a character.
             return Ok(Paged { items: Vec::new(), next: String::new() });
         }
-        let rows = servers::list(&self.db, ctx.tenant(), filter, after.as_deref(), limit + 1).await?;
+        let rows =
+            servers::list(&self.db.of(ctx.tenant()), ctx.tenant(), filter, after.as_deref(), limit + 1)
+                .await?;
         let found: Vec<Server> = rows.into_iter().map(|row| self.open(row)).collect::<Result<_, _>>()?;
         let mut paged = Paged::cut(found, limit, LIST, |server| server.spec.name.clone());
         // After the cut: a page may be short, but its cursor is right.
@@ -136,9 +138,9 @@ impl Registry {
     pub async fn get(&self, ctx: &OpCtx, name: &str) -> Result<(Server, Vec<Seen>), Error> {
         ctx.require(Permission::ServersRead)?;
         know(ctx, name)?;
-        let row = servers::get(&self.db, ctx.tenant(), name).await?;
+        let row = servers::get(&self.db.of(ctx.tenant()), ctx.tenant(), name).await?;
         let server = self.open(row.ok_or_else(|| missing(name))?)?;
-        let found = eras::of_server(&self.db, server.id).await?;
+        let found = eras::of_server(&self.db.of(ctx.tenant()), server.id).await?;
         let may_know = ctx.may(Permission::ProxiesRead);
         let seen = found.into_iter().map(|row| Seen {
             proxy: may_know.then_some((row.proxy_id, row.proxy)),
@@ -161,7 +163,7 @@ impl Registry {
     ) -> Result<Server, Error> {
         ctx.require(Permission::ServersWrite)?;
         know(ctx, &spec.name)?;
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.of(ctx.tenant()).begin().await?;
         // Whether it exists comes before whether the rest is right, so that a wrong name is told as one.
         let row = servers::find(&mut tx, ctx.tenant(), &spec.name).await?;
         let before = self.open(row.ok_or_else(|| missing(&spec.name))?)?;
@@ -189,7 +191,7 @@ impl Registry {
     pub async fn set_enabled(&self, ctx: &OpCtx, name: &str, enabled: bool) -> Result<Server, Error> {
         ctx.require(Permission::ServersWrite)?;
         know(ctx, name)?;
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.of(ctx.tenant()).begin().await?;
         let Some(row) =
             servers::set_enabled(&mut tx, ctx.tenant(), name, enabled, micros(Utc::now())).await?
         else {
@@ -207,7 +209,7 @@ impl Registry {
     pub async fn delete(&self, ctx: &OpCtx, name: &str) -> Result<(), Error> {
         ctx.require(Permission::ServersWrite)?;
         know(ctx, name)?;
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.of(ctx.tenant()).begin().await?;
         namespaces::lock(&mut tx, ctx.tenant()).await?;
         let now = micros(Utc::now());
         let left = namespaces::leave(&mut tx, ctx.tenant(), name, now).await?;
@@ -221,7 +223,7 @@ impl Registry {
     /// How many servers the actor's tenant has.
     pub async fn count(&self, ctx: &OpCtx) -> Result<u64, Error> {
         ctx.require(Permission::StatusRead)?;
-        Ok(servers::count(&self.db, ctx.tenant()).await?)
+        Ok(servers::count(&self.db.of(ctx.tenant()), ctx.tenant()).await?)
     }
 
     /// The end of every change: the audit event, the revision log, the commit, and proxies hear of it.

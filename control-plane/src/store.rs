@@ -1,12 +1,15 @@
-//! The database: Postgres or SQLite behind one `Db`, one statement text for both, transactions, migrations.
-//! The files below it hold the SQL; nothing here or there knows a rule.
+//! The database: Postgres or SQLite behind one `Db`, one statement text for both, transactions, migrations. A `Db` says
+//! whose rows it is for, and on Postgres row-level security holds it to that. The files below hold the SQL; nothing here
+//! or there knows a rule.
 
 pub mod audit;
 pub mod changes;
 pub mod eras;
 pub mod namespaces;
+mod owner;
 pub mod principals;
 pub mod proxies;
+mod scope;
 pub mod servers;
 
 use std::future::Future;
@@ -15,14 +18,20 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions as _, Connection as _, PgPool, Postgres, Sqlite, SqlitePool};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, PgPool};
+use sqlx::{Postgres, Sqlite, SqlitePool};
+
+use scope::Scope;
 
 /// How long a read may take, its second attempt included: a caller hears of a lost database within two seconds.
 pub const READ_TIME: Duration = Duration::from_millis(1800);
 /// How long a replica waits for another one that is migrating.
 const MIGRATION_TIME: Duration = Duration::from_secs(300);
+/// How long a control plane waits for the one before it to end, on SQLite.
+const HOLD_TIME: Duration = Duration::from_secs(3);
 
 static POSTGRES: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/postgres");
 static SQLITE: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/sqlite");
@@ -38,6 +47,8 @@ pub struct DbConfig {
     pub acquire_timeout: Duration,
     /// How long Postgres works on one statement, or SQLite waits for another writer.
     pub statement_timeout: Duration,
+    /// The role that statements run as on Postgres; none for the database's name and `_app`.
+    pub role: Option<String>,
 }
 
 impl DbConfig {
@@ -48,6 +59,7 @@ impl DbConfig {
             max_connections: 10,
             acquire_timeout: Duration::from_millis(1500),
             statement_timeout: Duration::from_secs(10),
+            role: None,
         }
     }
 }
@@ -76,14 +88,43 @@ pub enum OpenError {
     /// A migration failed; what was done before it stays.
     #[error("a migration failed")]
     Migrate(#[source] sqlx::migrate::MigrateError),
+    /// The role that row-level security is for is not there, and this user may not make it.
+    #[error(
+        "tenants are kept apart by row-level security, for which the database role {role} is needed, and the user {user} \
+         may not make it; have an administrator of the database run: {remedy}"
+    )]
+    Role {
+        /// The role.
+        role: String,
+        /// Who tried to make it.
+        user: String,
+        /// What an administrator has to run.
+        remedy: String,
+        /// What the database said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// Row-level security would not hold.
+    #[error("tenants would not be kept apart by the database: {0}")]
+    Unprotected(String),
+    /// Another control plane serves from this SQLite file.
+    #[error(
+        "another control plane serves from {0}: SQLite takes one at a time; stop the other one, or use Postgres"
+    )]
+    Taken(PathBuf),
 }
 
-/// An open database; cheap to clone.
+/// An open database for some tenant's rows, for those of all, or for those of none; cheap to clone.
 #[derive(Debug, Clone)]
-pub enum Db {
-    /// Postgres.
-    Pg(PgPool),
-    /// SQLite, one file.
+pub struct Db {
+    pool: Pool,
+    scope: Scope,
+}
+
+/// Its connections. Nobody but the macros and methods here takes one, since each must be told its scope first.
+#[derive(Debug, Clone)]
+enum Pool {
+    Pg(PgPool, std::sync::Arc<str>),
     Lite(SqlitePool),
 }
 
@@ -96,14 +137,21 @@ pub enum Tx {
     Lite(sqlx::Transaction<'static, Sqlite>),
 }
 
-/// Runs one statement text on whichever database is open: `on_db!(db, |pool| query.fetch_all(pool).await)`.
+/// Runs one statement on whichever database is open, within its scope: `on_db!(db, |conn| query.fetch_all(conn).await)`.
 macro_rules! on_db {
-    ($db:expr, |$pool:ident| $body:expr) => {
-        match $db {
-            $crate::store::Db::Pg($pool) => $body,
-            $crate::store::Db::Lite($pool) => $body,
+    ($db:expr, |$conn:ident| $body:expr) => {{
+        let db: &$crate::store::Db = $db;
+        match &db.pool {
+            $crate::store::Pool::Pg(pool, _) => match db.scoped(pool).await {
+                Ok(mut conn) => {
+                    let $conn = &mut *conn;
+                    $body
+                }
+                Err(error) => Err(error),
+            },
+            $crate::store::Pool::Lite($conn) => $body,
         }
-    };
+    }};
 }
 
 /// The same within a transaction: `on_tx!(tx, |conn| query.execute(conn).await)`. A body with more than one
@@ -127,85 +175,109 @@ macro_rules! on_tx {
 pub(crate) use {on_db, on_tx};
 
 impl Db {
-    /// Opens the database. A SQLite file is made where there is none, readable by its owner only. Postgres need
-    /// not be there yet: its connections are made when they are needed.
+    /// Opens the database, for nobody's rows yet. A SQLite file is made where there is none, readable by its owner only.
+    /// Postgres need not be there yet: its connections are made when they are needed.
     pub async fn connect(config: &DbConfig) -> Result<Self, OpenError> {
         let url = config.url.expose_secret();
-        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            Ok(Self::Pg(open_postgres(url, config)?))
+        let pool = if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            open_postgres(url, config)?
         } else if url.starts_with("sqlite:") {
-            Ok(Self::Lite(open_sqlite(url, config).await?))
+            Pool::Lite(open_sqlite(url, config).await?)
         } else {
-            Err(OpenError::Url)
-        }
+            return Err(OpenError::Url);
+        };
+        Ok(Self { pool, scope: Scope::Nothing })
     }
 
-    /// The same database for one tenant's data.
+    /// The same database for one tenant's rows.
     #[must_use]
-    pub fn of(&self, _tenant: &str) -> Self {
-        self.clone()
+    pub fn of(&self, tenant: &str) -> Self {
+        Self { pool: self.pool.clone(), scope: Scope::of(tenant) }
     }
 
-    /// The same database for the data of every tenant: for what proxies are sent, for log-ins, for housekeeping.
+    /// The same database for the rows of every tenant: for what proxies are sent, for log-ins, for housekeeping.
     #[must_use]
     pub fn everywhere(&self) -> Self {
-        self.clone()
+        Self { pool: self.pool.clone(), scope: Scope::Everywhere }
     }
 
     /// Begins a transaction that writes. On SQLite it takes the write lock at once, so that two of them wait for
     /// each other instead of failing in the middle.
     pub async fn begin(&self) -> Result<Tx, sqlx::Error> {
-        let begin = async {
-            Ok(match self {
-                Self::Pg(pool) => Tx::Pg(pool.begin().await?),
-                Self::Lite(pool) => Tx::Lite(pool.begin_with("BEGIN IMMEDIATE").await?),
-            })
-        };
-        match self {
+        match &self.pool {
             // A server that is stopped, not gone, takes bytes and never answers.
-            Self::Pg(_) => {
-                tokio::time::timeout(READ_TIME, begin).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
-            }
-            Self::Lite(_) => begin.await,
+            Pool::Pg(pool, _) => tokio::time::timeout(READ_TIME, self.begin_scoped(pool, "BEGIN"))
+                .await
+                .unwrap_or(Err(sqlx::Error::PoolTimedOut)),
+            Pool::Lite(pool) => Ok(Tx::Lite(pool.begin_with("BEGIN IMMEDIATE").await?)),
         }
     }
 
     /// Begins a transaction that reads, all of it from one moment.
     pub async fn begin_read(&self) -> Result<Tx, sqlx::Error> {
-        Ok(match self {
-            Self::Pg(pool) => {
-                Tx::Pg(pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
+        match &self.pool {
+            Pool::Pg(pool, _) => {
+                self.begin_scoped(pool, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
             }
-            Self::Lite(pool) => Tx::Lite(pool.begin_with("BEGIN").await?),
-        })
+            Pool::Lite(pool) => Ok(Tx::Lite(pool.begin_with("BEGIN").await?)),
+        }
+    }
+
+    /// The scope travels with the statement that begins the transaction, so that it costs no time, and ends with it.
+    async fn begin_scoped(&self, pool: &PgPool, begin: &str) -> Result<Tx, sqlx::Error> {
+        let begin = format!("{begin}; {}", self.scope.set("SET LOCAL"));
+        Ok(Tx::Pg(pool.begin_with(AssertSqlSafe(begin)).await?))
+    }
+
+    /// A connection for one statement, told the scope. It forgets it when it goes back (`open_postgres`), and whoever
+    /// gets it next sets another.
+    async fn scoped(&self, pool: &PgPool) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        let mut conn = pool.acquire().await?;
+        sqlx::raw_sql(AssertSqlSafe(self.scope.set("SET"))).execute(&mut *conn).await?;
+        Ok(conn)
     }
 
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<(), sqlx::Error> {
         read(|| async {
-            on_db!(self, |pool| sqlx::query("SELECT revision FROM meta").execute(pool).await.map(drop))
+            on_db!(self, |conn| sqlx::query("SELECT revision FROM meta").execute(conn).await.map(drop))
         })
         .await
     }
 
-    /// Runs the migrations that are missing, under a lock that holds other replicas off.
+    /// Listens for other replicas' writes, on Postgres; none on SQLite, where there are no others.
+    pub async fn listener(&self) -> Result<Option<PgListener>, sqlx::Error> {
+        match &self.pool {
+            Pool::Pg(pool, _) => PgListener::connect_with(pool).await.map(Some),
+            Pool::Lite(_) => Ok(None),
+        }
+    }
+
+    /// Keeps other control planes off a SQLite file for as long as the answer lives: each would publish its own writes
+    /// only. Replicas on Postgres hear of one another, so there is nothing to keep.
+    pub async fn hold(&self) -> Result<Option<std::fs::File>, OpenError> {
+        let Pool::Lite(pool) = &self.pool else { return Ok(None) };
+        let options = pool.connect_options();
+        let database = options.get_filename();
+        let lock = lock_beside(database, ".lock");
+        let held = tokio::time::timeout(HOLD_TIME, lock).await;
+        held.unwrap_or_else(|_| Err(OpenError::Taken(database.to_owned()))).map(Some)
+    }
+
+    /// Runs the migrations that are missing, under a lock that holds other replicas off, and makes sure that Postgres
+    /// keeps tenants apart.
     pub async fn migrate(&self) -> Result<(), OpenError> {
         let run = async {
-            match self {
-                Self::Pg(pool) => {
-                    // A connection of its own: waiting for the lock and a long migration are no slow statements.
-                    let options = pool
-                        .connect_options()
-                        .as_ref()
-                        .clone()
-                        .options([("statement_timeout", "0"), ("lock_timeout", "0")]);
-                    let mut conn = options.connect().await.map_err(OpenError::Open)?;
+            match &self.pool {
+                Pool::Pg(pool, role) => {
+                    let mut conn = owner(pool).await.map_err(OpenError::Open)?;
                     POSTGRES.run_direct(None, &mut conn, false).await.map_err(OpenError::Migrate)?;
+                    owner::prepare(&mut conn, role).await?;
                     conn.close().await.map_err(OpenError::Open)
                 }
-                Self::Lite(pool) => {
+                Pool::Lite(pool) => {
                     let options = pool.connect_options();
-                    let _lock = lock_beside(options.get_filename()).await?;
+                    let _lock = lock_beside(options.get_filename(), ".migrate-lock").await?;
                     SQLITE.run(pool).await.map_err(OpenError::Migrate)
                 }
             }
@@ -215,14 +287,17 @@ impl Db {
 
     /// Closes every connection.
     pub async fn close(&self) {
-        on_db!(self, |pool| pool.close().await);
+        match &self.pool {
+            Pool::Pg(pool, _) => pool.close().await,
+            Pool::Lite(pool) => pool.close().await,
+        }
     }
 
     /// `postgres` or `sqlite`.
     pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Pg(_) => "postgres",
-            Self::Lite(_) => "sqlite",
+        match &self.pool {
+            Pool::Pg(..) => "postgres",
+            Pool::Lite(_) => "sqlite",
         }
     }
 }
@@ -272,7 +347,17 @@ pub fn is_connection_loss(error: &sqlx::Error) -> bool {
     }
 }
 
-fn open_postgres(url: &str, config: &DbConfig) -> Result<PgPool, OpenError> {
+/// A connection of the tables' owner, beside the pool: what changes tables is no statement of any tenant, and waiting for
+/// a lock and a long migration are no slow statements. The owner is held to row-level security like everyone else, so it
+/// is told to see all rows.
+async fn owner(pool: &PgPool) -> Result<PgConnection, sqlx::Error> {
+    let options = pool.connect_options().as_ref().clone();
+    let options =
+        options.options([("statement_timeout", "0"), ("lock_timeout", "0"), ("waffles.scope", scope::ALL)]);
+    options.connect().await
+}
+
+fn open_postgres(url: &str, config: &DbConfig) -> Result<Pool, OpenError> {
     let statement = config.statement_timeout.as_millis().to_string();
     let lock = (config.statement_timeout / 2).as_millis().to_string();
     let options = PgConnectOptions::from_str(url)
@@ -283,20 +368,31 @@ fn open_postgres(url: &str, config: &DbConfig) -> Result<PgPool, OpenError> {
             ("lock_timeout", lock.as_str()),
             ("idle_in_transaction_session_timeout", statement.as_str()),
         ]);
-    Ok(PgPoolOptions::new()
+    let role: std::sync::Arc<str> = match &config.role {
+        Some(role) => role.as_str().into(),
+        None => owner::role_of(options.get_database().unwrap_or(options.get_username())).into(),
+    };
+    let become_role = format!("SET ROLE {}", owner::quoted(&role));
+    let pool = PgPoolOptions::new()
         .max_connections(config.max_connections)
         .acquire_timeout(config.acquire_timeout)
         .idle_timeout(Duration::from_secs(300))
         .max_lifetime(Duration::from_secs(1800))
+        .after_connect(move |conn, _| {
+            let become_role = become_role.clone();
+            Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(become_role)).execute(conn).await.map(drop) })
+        })
         .after_release(|conn, _| {
             Box::pin(async move {
                 // A connection that was left in the middle of a statement to a server that hangs would keep its
-                // place in the pool for as long as TCP is patient.
-                let ping = tokio::time::timeout(Duration::from_secs(2), conn.ping());
-                ping.await.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map(|()| true)
+                // place in the pool for as long as TCP is patient. One that answers also forgets its scope.
+                let forget = sqlx::raw_sql(AssertSqlSafe(Scope::Nothing.set("SET"))).execute(conn);
+                let forgot = tokio::time::timeout(Duration::from_secs(2), forget).await;
+                forgot.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map(|_| true)
             })
         })
-        .connect_lazy_with(options))
+        .connect_lazy_with(options);
+    Ok(Pool::Pg(pool, role))
 }
 
 async fn open_sqlite(url: &str, config: &DbConfig) -> Result<SqlitePool, OpenError> {
@@ -328,10 +424,10 @@ fn make_private(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// The migrator knows no lock on SQLite, so a file beside the database is one.
-async fn lock_beside(database: &Path) -> Result<std::fs::File, OpenError> {
+/// SQLite knows no lock that outlives a transaction, so a file beside the database is one.
+async fn lock_beside(database: &Path, suffix: &str) -> Result<std::fs::File, OpenError> {
     let mut path = database.as_os_str().to_owned();
-    path.push(".migrate-lock");
+    path.push(suffix);
     let path = PathBuf::from(path);
     let failed = |source| OpenError::File { path: path.clone(), source };
     let file =

@@ -45,6 +45,7 @@ impl Upkeep {
 
     /// With how long audit events are kept; none for ever.
     pub fn new(db: Db, retention: Option<Duration>) -> Self {
+        let db = db.everywhere();
         Self { db, retention: retention.and_then(|time| TimeDelta::from_std(time).ok()) }
     }
 

@@ -45,7 +45,9 @@ impl Tail {
         filter: EventFilter,
         stored: watch::Receiver<u64>,
     ) -> Result<Self, Error> {
-        let complete = store::last_position(&db).await?;
+        // A place, not an event: among all of them it is at hand, among those of a tenant it would have to be searched.
+        let complete = store::last_position(&db.everywhere()).await?;
+        let db = db.of(ctx.tenant());
         let (seen, waiting) = (BTreeMap::new(), Vec::new());
         Ok(Self { db, ctx, filter, stored, complete, seen, waiting, next_look: Instant::now() })
     }

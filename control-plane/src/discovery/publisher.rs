@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use chrono::Utc;
 use serde::Serialize;
-use sqlx::PgPool;
-use sqlx::postgres::PgListener;
 use uuid::Uuid;
 use waffles_core::seal::SealRing;
 use waffles_core::snapshot::{Kind, ResourceKey, Settings};
@@ -79,6 +77,7 @@ impl Publisher {
 
     /// The gate opens with the first state.
     pub fn new(db: Db, seal: SealRing, settings: Settings, discovery: Discovery, gate: Gate) -> Self {
+        let db = db.everywhere();
         Self { db, seal, settings: Arc::new(settings), discovery, gate, failing: false }
     }
 
@@ -273,14 +272,14 @@ impl Task for Publisher {
 /// Hears, on Postgres, of what other replicas wrote. The publisher's period covers for it while it is away.
 #[derive(Debug)]
 pub struct Listener {
-    pool: PgPool,
+    db: Db,
     discovery: Discovery,
 }
 
 impl Listener {
-    /// On a pool, of which it takes one connection.
-    pub fn new(pool: PgPool, discovery: Discovery) -> Self {
-        Self { pool, discovery }
+    /// On a database, of whose connections it takes one.
+    pub fn new(db: Db, discovery: Discovery) -> Self {
+        Self { db, discovery }
     }
 
     /// Listens until the drain.
@@ -301,7 +300,8 @@ impl Listener {
     }
 
     async fn hear(&self) -> sqlx::Result<()> {
-        let mut listener = PgListener::connect_with(&self.pool).await?;
+        // On SQLite there is nobody to hear of.
+        let Some(mut listener) = self.db.listener().await? else { return std::future::pending().await };
         listener.ignore_pool_close_event(true);
         listener.listen(changes::CHANNEL).await?;
         loop {

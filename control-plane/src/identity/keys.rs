@@ -67,7 +67,7 @@ impl Identity {
         })
         .map_err(|pattern| Error::invalid("limits.tools", format!("cannot read {pattern}")))?;
         let hash = self.pepper.hash(generated.text.expose_secret());
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.of(ctx.tenant()).begin().await?;
         if store::count_live_keys(&mut tx, key.owner, now).await? >= LIVE_MOST {
             return Err(Error::Conflict(format!("there are {LIVE_MOST} keys already; revoke some first")));
         }
@@ -94,7 +94,7 @@ impl Identity {
             None => None,
         };
         let wanted = KeyPage { owner, ended, after, limit: limit + 1 };
-        let keys = store::keys(&self.db, ctx.tenant(), &wanted, Utc::now()).await?;
+        let keys = store::keys(&self.db.of(ctx.tenant()), ctx.tenant(), &wanted, Utc::now()).await?;
         let place = |owned: &OwnedKey| (owned.key.created_at.timestamp_micros(), owned.key.id.clone());
         Ok(Paged::cut(keys, limit, LIST, place))
     }
@@ -102,7 +102,7 @@ impl Identity {
     /// One key; another's does not exist for an actor who sees only their own.
     pub async fn get_key(&self, ctx: &OpCtx, id: &str) -> Result<OwnedKey, Error> {
         let owner = owner_seen_by(ctx)?;
-        let found = store::key(&self.db, ctx.tenant(), id).await?;
+        let found = store::key(&self.db.of(ctx.tenant()), ctx.tenant(), id).await?;
         let seen = found.filter(|owned| owner.is_none_or(|owner| owner == owned.key.owner));
         seen.ok_or_else(|| Error::NotFound(format!("API key {}", clean(id, 64))))
     }
@@ -112,7 +112,7 @@ impl Identity {
         ctx.require_change()?;
         let mut owned = self.get_key(ctx, id).await?;
         let now = micros(Utc::now());
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.of(ctx.tenant()).begin().await?;
         if !store::revoke_key(&mut tx, ctx.tenant(), id, now).await? {
             drop(tx);
             return self.get_key(ctx, id).await;

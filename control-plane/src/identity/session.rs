@@ -71,7 +71,7 @@ impl Identity {
         if let Err(retry_after) = self.throttle.spend(&budgets).await {
             return Err(Error::Throttled { retry_after });
         }
-        let found = store::user_by_email(&self.db, &tenant, &email).await?;
+        let found = store::user_by_email(&self.db.of(&tenant), &tenant, &email).await?;
         let known = found.is_some();
         let (user, stored) = found.unzip();
         let matches = self.passwords.verify(login.password, stored.flatten()).await?;
@@ -85,7 +85,7 @@ impl Identity {
         let now = Utc::now();
         let (refresh, session) = self.new_refresh_token(Uuid::now_v7(), now)?;
         let ctx = ctx.on_behalf_of(user.clone(), session.id);
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.of(&user.tenant).begin().await?;
         store::insert_session(&mut tx, &user, &session, now).await?;
         audit::note(&mut tx, &ctx, "session.start", &resource(session.id), json!({"method": "password"}))
             .await?;
@@ -101,7 +101,7 @@ impl Identity {
         let now = Utc::now();
         let (refresh, session) = self.new_refresh_token(id, now)?;
         let old = self.pepper.hash(token.expose_secret());
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.everywhere().begin().await?;
         match store::rotate_session(&mut tx, &old, &session, now).await? {
             Some(user) if user.active => {
                 tx.commit().await?;
@@ -126,7 +126,7 @@ impl Identity {
     pub async fn logout(&self, ctx: &OpCtx, token: &SecretString) -> Result<(), Error> {
         ctx.check(authz::Rule::Public)?;
         let Some(id) = self.session_of(token) else { return Ok(()) };
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.everywhere().begin().await?;
         if let Some(user) = store::end_session(&mut tx, id, "logout", Utc::now()).await? {
             let ctx = ctx.on_behalf_of(user, id);
             audit::note(&mut tx, &ctx, "session.end", &resource(id), json!({"reason": "logout"})).await?;
@@ -146,7 +146,7 @@ impl Identity {
             resource: format!("user/{}", clean(email, EMAIL_MOST)),
             ..Event::new(ctx.request_id(), Utc::now())
         };
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.of(tenant).begin().await?;
         crate::store::audit::insert(&mut tx, &[(&event, None)]).await?;
         Ok(tx.commit().await?)
     }

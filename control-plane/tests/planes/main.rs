@@ -17,6 +17,7 @@ mod namespaces;
 mod outage;
 mod registry;
 mod store;
+mod tenants;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -100,13 +101,21 @@ impl Plane {
     }
 
     pub async fn start_at(database: &Database, url: &str) -> Self {
+        Self::try_start_at(database, url).await.unwrap()
+    }
+
+    pub async fn try_start(database: &Database) -> anyhow::Result<Self> {
+        Self::try_start_at(database, &database.url).await
+    }
+
+    async fn try_start_at(database: &Database, url: &str) -> anyhow::Result<Self> {
         let folder: PathBuf = database.folder.path().into();
         let mut args = vec!["waffles-control-plane", "--database-url", url, "--grace", "5s", "--data-dir"];
         args.push(folder.to_str().unwrap());
         for flag in ["--http-addr", "--grpc-addr", "--admin-addr"] {
             args.extend([flag, "127.0.0.1:0"]);
         }
-        let mut bound = Box::pin(app::build(Config::from_args(args).unwrap())).await.unwrap();
+        let mut bound = Box::pin(app::build(Config::from_args(args).unwrap())).await?;
         use secrecy::ExposeSecret as _;
         let password = bound.first.take().map(|first| first.password.expose_secret().to_owned());
         let (grpc, http) = (format!("http://{}", bound.grpc_addr), format!("http://{}", bound.http_addr));
@@ -115,7 +124,7 @@ impl Plane {
         let ended = waffles_runtime::task::spawn("plane", async move {
             Box::pin(bound.run_until(async { drop(stopped.await) })).await
         });
-        Self { grpc, http, admin, password, stop, ended }
+        Ok(Self { grpc, http, admin, password, stop, ended })
     }
 
     pub async fn channel(&self) -> Channel {

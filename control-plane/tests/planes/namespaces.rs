@@ -401,7 +401,7 @@ async fn a_database_of_an_older_version_gets_default_with_the_servers_that_it_ha
         let before = Desk::of(&admin).get("default").await.unwrap();
         plane.stop().await;
         let db = Db::connect(&DbConfig::new(database.url.clone())).await.unwrap();
-        let mut tx = db.begin().await.unwrap();
+        let mut tx = db.of("default").begin().await.unwrap();
         assert!(namespaces::delete(&mut tx, "default", "default").await.unwrap().is_some());
         tx.commit().await.unwrap();
         db.close().await;

@@ -17,7 +17,7 @@ use waffles_core::snapshot::{Kind, ResourceKey};
 use super::Database;
 
 async fn open(database: &Database) -> Db {
-    let db = Db::connect(&DbConfig::new(database.url.clone())).await.unwrap();
+    let db = Db::connect(&DbConfig::new(database.url.clone())).await.unwrap().everywhere();
     db.migrate().await.unwrap();
     let mut tx = db.begin().await.unwrap();
     assert_eq!(changes::claim(&mut tx, "key").await.unwrap(), Claim::Ours);
