@@ -168,6 +168,7 @@ pub(crate) fn tokens_from(tokens: Option<auth_pb::Tokens>, email: String) -> any
 }
 
 /// Opens a channel to the control plane at an address.
+#[expect(clippy::disallowed_methods, reason = "a person says where to, on their own machine")]
 pub(crate) async fn connect(grpc: &str) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(grpc.to_owned())
         .map_err(|error| Failure::usage(format!("{grpc} is not an address: {error}")))?;

@@ -144,7 +144,7 @@ async fn check_grpc(grpc: &str, report: &mut Report) {
 }
 
 async fn get(url: &str) -> Result<(u16, String, Option<DateTime<Utc>>), String> {
-    let client = reqwest::Client::builder().timeout(LIMIT).redirect(reqwest::redirect::Policy::none());
+    let client = crate::http::builder().timeout(LIMIT);
     let client = client.build().map_err(|error| root(&error))?;
     let answer = client.get(url).send().await.map_err(|error| root(&error))?;
     let date = answer.headers().get("date").and_then(|date| date.to_str().ok());
@@ -362,7 +362,7 @@ async fn check_door(mcp: &str, credential: &SecretString, report: &mut Report) -
 
 async fn post(url: &str, credential: Option<&SecretString>) -> Result<u16, String> {
     use secrecy::ExposeSecret as _;
-    let client = reqwest::Client::builder().timeout(LIMIT).build().map_err(|error| root(&error))?;
+    let client = crate::http::builder().timeout(LIMIT).build().map_err(|error| root(&error))?;
     let mut request = client
         .post(url)
         .header("accept", "application/json, text/event-stream")

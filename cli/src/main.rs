@@ -12,6 +12,7 @@ mod context;
 mod demo;
 mod doctor;
 mod failure;
+mod http;
 mod import;
 mod key;
 mod login;

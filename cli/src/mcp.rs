@@ -122,7 +122,7 @@ pub(crate) async fn connect(
     era: Era,
 ) -> anyhow::Result<Peer> {
     let url = format!("{}/servers/{server}", mcp.trim_end_matches('/'));
-    let client = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build()?;
+    let client = crate::http::builder().connect_timeout(Duration::from_secs(5)).build()?;
     let config = StreamableHttpClientTransportConfig::with_uri(url).auth_header(credential.expose_secret());
     let transport = StreamableHttpClientTransport::with_client(client, config);
     let lifecycle = match era {

@@ -457,7 +457,7 @@ fn indented(text: &str) -> String {
 
 /// Waits until the data plane says that it serves a configuration.
 async fn until_ready(admin: SocketAddr) -> anyhow::Result<()> {
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?;
+    let client = crate::http::builder().timeout(Duration::from_secs(5)).build()?;
     let ready = format!("{}/ready", url(admin));
     let end = Instant::now() + READY_LIMIT;
     loop {

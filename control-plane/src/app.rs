@@ -16,6 +16,7 @@ use tonic_health::server::HealthReporter;
 use waffles_core::snapshot::Settings;
 use waffles_runtime::admin::{self, Admin, Gates};
 use waffles_runtime::drain::{self, Drain, Outcome, Signals, Trigger};
+use waffles_runtime::host::{Hosts, Pages};
 use waffles_runtime::listen;
 use waffles_runtime::task::{self, Driver, Supervisor, Tasks};
 use waffles_runtime::telemetry::{self, Metrics};
@@ -30,7 +31,7 @@ use crate::metrics;
 use crate::namespaces::Namespaces;
 use crate::proxies::Proxies;
 use crate::registry::Registry;
-use crate::rest::{self, Hosts};
+use crate::rest;
 use crate::secrets::{ProxyToken, Secrets};
 use crate::services::Services;
 use crate::store::changes::{self, Claim};
@@ -149,9 +150,19 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         listener: Listener::new(db.clone(), discovery.clone()),
     };
 
-    let rest = rest::router(services.clone(), Hosts::new(http_addr, config.public_hosts), gates.clone());
-    let parts =
-        grpc::Parts { services: services.clone(), discovery: discovery.clone(), token, drain: drain.clone() };
+    // A published port of a container is `localhost` to its user, and nobody can rebind that name.
+    let names = config.public_hosts.iter().cloned().chain(["localhost".to_owned()]);
+    let hosts = Hosts::new(http_addr, names).pages(Pages::Same).origins(config.allowed_origins);
+    let rest = rest::router(services.clone(), hosts, gates.clone());
+    // No browser speaks gRPC, and proxies know us by names of their cluster.
+    let hosts = Hosts::new(grpc.local_addr()?, config.public_hosts).or_any_name();
+    let parts = grpc::Parts {
+        services: services.clone(),
+        discovery: discovery.clone(),
+        token,
+        hosts,
+        drain: drain.clone(),
+    };
     let (rpc, health) = grpc::router(parts).context("the descriptors of the contracts cannot be served")?;
     metrics::register(&metrics, &services.audit, &services.proxies, &discovery, &gates);
     let admin = Admin::new(gates.clone(), metrics, tasks.clone())

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
+use waffles_runtime::host::Origin;
 use waffles_runtime::telemetry::{LogConfig, LogFormat};
 
 use crate::store::DbConfig;
@@ -26,6 +27,8 @@ pub struct Config {
     pub listen: Listen,
     /// Names that callers may use for the REST port.
     pub public_hosts: Vec<String>,
+    /// Pages of these may call the REST port.
+    pub allowed_origins: Vec<Origin>,
     /// Files with secrets.
     pub secrets: SecretFiles,
     /// How long audit events are kept; none for ever.
@@ -139,6 +142,9 @@ struct Flags {
     /// A name that callers may use for the REST port; may be given several times.
     #[arg(long, env = "WAFFLES_PUBLIC_HOST", value_delimiter = ',', value_name = "NAME", global = true)]
     public_host: Vec<String>,
+    /// An origin, such as `https://console.example.com`, whose pages may call the REST port; may be given several times.
+    #[arg(long, env = "WAFFLES_ALLOW_ORIGIN", value_delimiter = ',', value_name = "ORIGIN", global = true)]
+    allow_origin: Vec<Origin>,
     /// 32 random bytes in hexadecimal; made when there is no such file [default: master.key in the data directory]
     #[arg(long, env = "WAFFLES_MASTER_KEY_FILE", value_name = "FILE", global = true)]
     master_key_file: Option<PathBuf>,
@@ -257,6 +263,7 @@ impl Config {
             redis_url: flags.redis_url,
             listen: Listen { http: flags.http_addr, grpc: flags.grpc_addr, admin: flags.admin_addr },
             public_hosts: flags.public_host,
+            allowed_origins: flags.allow_origin,
             secrets: SecretFiles {
                 master_key: beside(flags.master_key_file, "master.key"),
                 proxy_token: beside(flags.proxy_token_file, "proxy.token"),
@@ -287,6 +294,7 @@ impl Config {
             "grpc_addr": self.listen.grpc,
             "admin_addr": self.listen.admin,
             "public_hosts": self.public_hosts,
+            "allowed_origins": self.allowed_origins.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "master_key_file": self.secrets.master_key,
             "proxy_token_file": self.secrets.proxy_token,
             "audit_retention_days": self.audit_retention.map(|time| time.as_secs() / 86_400),

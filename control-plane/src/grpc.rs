@@ -29,6 +29,7 @@ use waffles_proto::proxy::v1::proxy_service_server::ProxyServiceServer;
 use waffles_proto::registry::v1::namespace_service_server::NamespaceServiceServer;
 use waffles_proto::registry::v1::registry_service_server::RegistryServiceServer;
 use waffles_runtime::drain::Drain;
+use waffles_runtime::host::{Foreign, Hosts};
 
 use crate::authz::{OpCtx, Rule, method};
 use crate::discovery::Discovery;
@@ -52,6 +53,8 @@ pub struct Parts {
     pub discovery: Discovery,
     /// What proxies show.
     pub token: ProxyToken,
+    /// The names that the port answers to. No page may call it.
+    pub hosts: Hosts,
     /// Ends streams.
     pub drain: Drain,
 }
@@ -89,6 +92,9 @@ pub(crate) struct Shown(pub(crate) SecretString);
 
 async fn guard(State(parts): State<Arc<Parts>>, mut request: Request, next: Next) -> Response {
     let request_id = Uuid::now_v7();
+    if let Err(foreign) = parts.hosts.check(request.uri(), request.headers()) {
+        return forbidden(foreign);
+    }
     if let Err(error) = admit(&parts, &mut request, request_id).await {
         return error.into_status(request_id).into_http();
     }
@@ -102,6 +108,13 @@ async fn guard(State(parts): State<Arc<Parts>>, mut request: Request, next: Next
             .into_http()
         }
     }
+}
+
+/// An answer of HTTP and of gRPC alike: whoever is refused here may speak only the former.
+fn forbidden(foreign: Foreign) -> Response {
+    let mut response = Status::permission_denied(foreign.to_string()).into_http();
+    *response.status_mut() = http::StatusCode::FORBIDDEN;
+    response
 }
 
 /// Who calls, and whether this method is for them. What the check found out goes with the request.

@@ -12,6 +12,7 @@ use waffles_core::policy::Permission;
 use waffles_core::seal::SealRing;
 use waffles_core::server::{Credential, Server, Spec};
 use waffles_core::snapshot::{Kind, ResourceKey};
+use waffles_runtime::outbound;
 
 use crate::audit;
 use crate::authz::OpCtx;
@@ -265,6 +266,13 @@ fn names(touched: &[Touched]) -> Vec<&str> {
 fn check(spec: &Spec, credential: Option<&Credential>) -> Result<(), Error> {
     let mut problems: Vec<FieldError> = spec.problems();
     problems.extend(credential.into_iter().flat_map(Credential::problems));
+    // What proxies may be told to open is theirs to judge, at each connection; the rest need not be stored first.
+    for (i, endpoint) in spec.endpoints.iter().enumerate() {
+        if let Some(kind) = endpoint.url.host_str().and_then(outbound::never) {
+            let reason = format!("is {kind}, which no proxy connects to");
+            problems.push(FieldError::new(format!("endpoints[{i}].url"), reason));
+        }
+    }
     if problems.is_empty() { Ok(()) } else { Err(Error::Invalid(problems)) }
 }
 

@@ -2,7 +2,6 @@
 //! request passes. Handlers decode, call one service function and encode.
 
 mod extract;
-mod host;
 mod identity;
 mod namespaces;
 mod observe;
@@ -28,11 +27,11 @@ use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use waffles_runtime::admin::Gates;
+use waffles_runtime::host::Hosts;
 
 use crate::authz::{self, Rule};
 use crate::services::Services;
 
-pub use host::Hosts;
 use problem::Problem;
 
 /// When to ask again for what is usually back at once.

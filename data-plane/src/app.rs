@@ -16,7 +16,8 @@ use waffles_mcp::{Era, Revision};
 use waffles_proto::audit::v1::{Health, SeenServer};
 use waffles_runtime::admin::{self, Admin, Gates};
 use waffles_runtime::drain::{self, Drain, Outcome, Signals, Trigger};
-use waffles_runtime::outbound::OutboundPolicy;
+use waffles_runtime::host::{Hosts, Pages};
+use waffles_runtime::outbound::{Denied, OutboundPolicy};
 use waffles_runtime::task::{self, Driver, Supervisor, Tasks};
 use waffles_runtime::tls::{ServerPaths, ServerTls};
 use waffles_runtime::{listen, telemetry};
@@ -29,12 +30,12 @@ use crate::discovery::{self, Status};
 use crate::doors::sse;
 use crate::gateway::Gateway;
 use crate::hub::Hub;
-use crate::link::Link;
+use crate::link::{self, Link};
 use crate::listener::{Caps, Listener};
 use crate::metrics::Metrics;
 use crate::peers;
 use crate::record::Desk;
-use crate::server::{Hosts, Server};
+use crate::server::Server;
 use crate::shared::{Means, Shared};
 use crate::state::{Current, Disk, proxy_id};
 use crate::upstream::Upstream;
@@ -160,14 +161,10 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         sse_sessions: Arc::default(),
         page_size: usize::try_from(config.list_page_size).unwrap_or(1000),
         desk,
-        outbound: OutboundPolicy {
-            allow_private: config.allow_private_upstreams,
-            ..OutboundPolicy::default()
-        },
-        hosts: Hosts {
-            names: config.public_host.iter().map(|host| host.to_ascii_lowercase()).collect(),
-            loopback: mcp_addr.ip().is_loopback(),
-        },
+        outbound: outbound(&config, admin.local_addr()).await,
+        hosts: Hosts::new(mcp_addr, config.public_host.clone())
+            .pages(Pages::Own)
+            .origins(config.allow_origin.clone()),
         gates: gates.clone(),
         tls: tls.as_ref().map(|tls| TlsAcceptor::from(tls.config())),
         caps: Arc::new(Caps::new(config.max_connections, config.max_connections_per_address)),
@@ -320,6 +317,20 @@ impl Worker {
         self.drain.ended().await;
         sweeper.abort();
         Ok(())
+    }
+}
+
+/// Where servers may be. Never where we are ourselves: a registration must not reach our admin port, nor the control
+/// plane from within its network.
+async fn outbound(config: &Config, admin: SocketAddr) -> OutboundPolicy {
+    let (names, addrs) = link::places(&config.control_plane).await;
+    let own = std::iter::once(admin).chain(addrs).flat_map(Denied::own);
+    OutboundPolicy {
+        allow_private: config.allow_private_upstreams,
+        allow_cidrs: config.allow_upstream_cidr.clone(),
+        denied: config.deny_upstream_cidr.iter().copied().map(Denied::network).chain(own).collect(),
+        denied_names: names,
+        ports: config.outbound_ports.clone(),
     }
 }
 

@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
+use ipnet::IpNet;
 use serde_json::{Value, json};
+use waffles_runtime::host::Origin;
+use waffles_runtime::outbound::Ports;
 use waffles_runtime::telemetry::{LogConfig, LogFormat};
 
 /// The Waffles proxy: one MCP door to all registered servers.
@@ -57,6 +60,10 @@ pub struct Config {
     #[arg(long, env = "WAFFLES_PUBLIC_HOST", value_delimiter = ',')]
     pub public_host: Vec<String>,
 
+    /// An origin, such as `https://console.example.com`, whose pages may call the MCP port; may be given several times
+    #[arg(long, env = "WAFFLES_ALLOW_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
+    pub allow_origin: Vec<Origin>,
+
     /// Where other proxies of the group reach this one's MCP address, such as `http://10.0.0.7:8080`; by default the
     /// address itself, unless it stands for every interface
     #[arg(long, env = "WAFFLES_PEER_URL")]
@@ -66,6 +73,20 @@ pub struct Config {
     #[arg(long, env = "WAFFLES_ALLOW_PRIVATE_UPSTREAMS", num_args = 0..=1, default_value_t = false,
           default_missing_value = "true", action = ArgAction::Set)]
     pub allow_private_upstreams: bool,
+
+    /// A loopback, private or shared network, such as `10.20.0.0/16`, that registered servers may be in; may be given
+    /// several times
+    #[arg(long, env = "WAFFLES_ALLOW_UPSTREAM_CIDR", value_delimiter = ',', value_name = "CIDR")]
+    pub allow_upstream_cidr: Vec<IpNet>,
+
+    /// A network that registered servers are never in, whatever is allowed, such as your database's; may be given
+    /// several times
+    #[arg(long, env = "WAFFLES_DENY_UPSTREAM_CIDR", value_delimiter = ',', value_name = "CIDR")]
+    pub deny_upstream_cidr: Vec<IpNet>,
+
+    /// Ports that registered servers may have
+    #[arg(long, env = "WAFFLES_OUTBOUND_PORTS", default_value_t = Ports::default(), value_name = "PORTS")]
+    pub outbound_ports: Ports,
 
     /// Most entries on one page of a federated list
     #[arg(long, env = "WAFFLES_LIST_PAGE_SIZE", default_value_t = 1000,
@@ -132,9 +153,13 @@ impl Config {
             "workers": self.worker_count(),
             "tls_cert": self.tls_cert,
             "public_host": self.public_host,
+            "allow_origin": self.allow_origin.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "peer_url": self.peer_url,
             "list_page_size": self.list_page_size,
             "allow_private_upstreams": self.allow_private_upstreams,
+            "allow_upstream_cidr": self.allow_upstream_cidr,
+            "deny_upstream_cidr": self.deny_upstream_cidr,
+            "outbound_ports": self.outbound_ports.to_string(),
             "max_connections": self.max_connections,
             "max_connections_per_address": self.max_connections_per_address,
             "spool_max_bytes": self.spool_max_bytes,

@@ -1,18 +1,22 @@
 //! The way to the control plane: a connection that notices when it is dead, the proxy's credential, and the
 //! waits between attempts. What is said over it is left to `discovery` and `audit::uplink`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
+use waffles_runtime::outbound;
 use zeroize::Zeroizing;
 
 /// No message of either stream comes near it.
 pub(crate) const MAX_MESSAGE: usize = 4 << 20;
 /// How long opening a connection or a stream may take.
 pub(crate) const OPEN_TIME: Duration = Duration::from_secs(10);
+/// How long a start waits to learn where the control plane is.
+const RESOLVE_TIME: Duration = Duration::from_secs(2);
 /// A connection that is silent for both is dead, which makes 18 seconds at the most.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIME: Duration = Duration::from_secs(8);
@@ -82,6 +86,10 @@ pub(crate) struct Connection {
 
 impl Link {
     /// Opens a connection.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "where the control plane is, the operator says at the start"
+    )]
     pub(crate) async fn connect(&self) -> Result<Connection, LinkError> {
         let bearer = self.bearer().await?;
         let failed = |source| LinkError::Connect { address: self.control_plane.clone(), source };
@@ -122,6 +130,27 @@ impl Connection {
         request.metadata_mut().insert("authorization", self.bearer.clone());
         request
     }
+}
+
+/// The name of the control plane, unless it is one that everybody has, and where it is. Asked at the start alone: a
+/// control plane that moves later is still closed by its name, and by what `--deny-upstream-cidr` says.
+pub(crate) async fn places(control_plane: &str) -> (Vec<String>, Vec<SocketAddr>) {
+    let Ok(uri) = control_plane.parse::<http::Uri>() else { return Default::default() };
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+    let found = tokio::time::timeout(RESOLVE_TIME, outbound::look_up(&host, port)).await;
+    let addrs = match found {
+        Ok(Ok(addrs)) => addrs,
+        _ => {
+            tracing::warn!(
+                host,
+                "where the control plane is cannot be found out; it is closed to servers by name only"
+            );
+            Vec::new()
+        }
+    };
+    let shared = host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok();
+    (if shared { Vec::new() } else { vec![host] }, addrs)
 }
 
 /// Waits between attempts: at random up to a limit that doubles, so that many proxies that lost their control

@@ -1,17 +1,16 @@
 //! The HTTP surface: which paths there are, and what no path takes: a foreign `Host` or `Origin`, a credential in the
 //! URL. What a message says is left to the gateway.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use hyper::body::Incoming;
 use uuid::Uuid;
 use waffles_core::is_dns_label;
-use waffles_mcp::headers::singleton;
 use waffles_runtime::admin::Gates;
+use waffles_runtime::host::{Foreign, Hosts};
 
 use crate::doors::{batch, rest, sse};
 use crate::gateway::{Door, Gateway, Scope, Source, read_up_to};
@@ -36,15 +35,6 @@ const SECRET_PARAMETERS: [&str; 11] = [
     "password",
     "token",
 ];
-
-/// Which names are ours.
-#[derive(Debug, Clone)]
-pub struct Hosts {
-    /// Names from `--public-host`, without a port, in lower case.
-    pub names: Vec<String>,
-    /// Whether we listen on loopback, where `localhost` is ours.
-    pub loopback: bool,
-}
 
 /// The HTTP surface of one thread.
 pub struct Server {
@@ -116,7 +106,10 @@ impl Server {
     }
 
     fn route(&self, request: &Request<Incoming>) -> Result<Route, Reject> {
-        self.hosts.check(request.headers(), request.uri())?;
+        self.hosts.check(request.uri(), request.headers()).map_err(|foreign| match foreign {
+            Foreign::Host => Reject::ForeignHost,
+            Foreign::Origin => Reject::ForeignOrigin,
+        })?;
         if has_secret(request.uri()) {
             return Err(Reject::CredentialInUrl);
         }
@@ -161,56 +154,6 @@ impl Server {
             plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join(", ")))
         }
     }
-}
-
-impl Hosts {
-    /// Refuses what a page of another site could make a browser send [2025-11-25 basic/transports#security-warning].
-    fn check(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), Reject> {
-        // HTTP/2 and the absolute form name the host in the request's target. Where the header does too, they must agree.
-        let (target, stated) = (uri.authority().map(Authority::as_str), singleton(headers, &header::HOST)?);
-        if let (Some(target), Some(stated)) = (target, stated)
-            && !target.eq_ignore_ascii_case(stated)
-        {
-            return Err(Reject::ForeignHost);
-        }
-        let host = target.or(stated);
-        if !host.is_some_and(|host| self.is_ours(host)) {
-            return Err(Reject::ForeignHost);
-        }
-        match singleton(headers, &header::ORIGIN)? {
-            None => Ok(()),
-            Some(origin) => {
-                let authority = ["http://", "https://"].iter().find_map(|scheme| origin.strip_prefix(scheme));
-                if authority.is_some_and(|authority| self.is_own_page(authority, host.unwrap_or_default())) {
-                    Ok(())
-                } else {
-                    Err(Reject::ForeignOrigin)
-                }
-            }
-        }
-    }
-
-    /// Whether a page at `origin` may ask at `host`. Anybody has a page at an address, so beyond loopback it must be the
-    /// very address that is asked.
-    fn is_own_page(&self, origin: &str, host: &str) -> bool {
-        let named = bare_host(origin).is_some_and(|host| host.parse::<IpAddr>().is_err());
-        self.is_ours(origin) && (named || self.loopback || origin.eq_ignore_ascii_case(host))
-    }
-
-    /// A name can be rebound to our address by whoever owns it; an address cannot.
-    fn is_ours(&self, authority: &str) -> bool {
-        let Some(host) = bare_host(authority) else { return false };
-        match host.parse::<IpAddr>() {
-            Ok(address) => !self.loopback || address.is_loopback(),
-            Err(_) => (self.loopback && host == "localhost") || self.names.contains(&host),
-        }
-    }
-}
-
-/// The host of an authority in lower case, without port and brackets; none where a user is named as well.
-fn bare_host(authority: &str) -> Option<String> {
-    let parsed: Authority = authority.parse().ok().filter(|_| !authority.contains('@'))?;
-    Some(parsed.host().trim_matches(['[', ']']).to_ascii_lowercase())
 }
 
 /// Reads a path. Anything that is not exactly one of ours leads nowhere: there is no second spelling of a door.
@@ -338,55 +281,6 @@ mod tests {
             "/t/a/b/mcp/servers/x",
         ] {
             assert_eq!(parse(path), None, "{path}");
-        }
-    }
-
-    #[test]
-    fn only_our_own_names_and_addresses_are_ours() {
-        let local = Hosts { names: vec![], loopback: true };
-        let public = Hosts { names: vec!["mcp.example.com".into()], loopback: false };
-        for (host, on_loopback, in_public) in [
-            ("localhost:8080", true, false),
-            ("127.0.0.1:8080", true, true),
-            ("[::1]:8080", true, true),
-            ("10.0.0.7", false, true),
-            ("mcp.example.com", false, true),
-            ("MCP.example.com:443", false, true),
-            ("evil.test", false, false),
-            ("localhost.evil.test", false, false),
-            ("user@localhost", false, false),
-            ("localhost.", false, false),
-            ("localhost/x", false, false),
-            ("", false, false),
-        ] {
-            assert_eq!(local.is_ours(host), on_loopback, "{host} on loopback");
-            assert_eq!(public.is_ours(host), in_public, "{host} in public");
-        }
-    }
-
-    #[test]
-    fn a_page_of_another_origin_is_refused() {
-        let hosts = Hosts { names: vec![], loopback: true };
-        let check = |origin: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::HOST, HeaderValue::from_static("127.0.0.1:8080"));
-            headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
-            hosts.check(&headers, &Uri::from_static("/mcp"))
-        };
-        assert!(check("http://localhost:6274").is_ok());
-        let public = Hosts { names: vec!["mcp.example.com".into()], loopback: false };
-        for (origin, host, own) in [
-            ("mcp.example.com", "10.0.0.7:8080", true),
-            ("10.0.0.7:8080", "10.0.0.7:8080", true),
-            ("10.0.0.7", "10.0.0.7:8080", false),
-            ("203.0.113.9", "mcp.example.com", false),
-        ] {
-            assert_eq!(public.is_own_page(origin, host), own, "{origin} at {host}");
-        }
-        for foreign in
-            ["null", "http://evil.test", "https://localhost.evil.test", "file://", "http://a@localhost"]
-        {
-            assert!(matches!(check(foreign), Err(Reject::ForeignOrigin)), "{foreign}");
         }
     }
 

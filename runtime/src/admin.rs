@@ -4,7 +4,6 @@
 //! may be shown on it.
 
 mod gate;
-mod host;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -26,6 +25,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use crate::drain::Drain;
+use crate::host::{BROWSERS, Hosts};
 use crate::task::Tasks;
 use crate::telemetry::{METRICS_TYPE, Metrics};
 use crate::{listen, task};
@@ -171,15 +171,17 @@ impl Bound {
     pub async fn serve(self, drain: Drain) -> io::Result<()> {
         let listener = listen::adopt(self.listener)?;
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let loopback = self.local_addr.ip().is_loopback();
+        // A forwarded port is `localhost` to whoever looks, and that name cannot be rebound. No page may look.
+        let names = self.admin.hosts.iter().cloned().chain(["localhost".to_owned()]);
+        let hosts = Arc::new(Hosts::new(self.local_addr, names));
         let serve = async {
             loop {
                 // Full means waiting in the kernel's queue; silent connections end within seconds.
                 let place = places.clone().acquire_owned().await;
                 let (stream, _) = listen::accept(&listener).await;
-                let admin = self.admin.clone();
+                let (admin, hosts) = (self.admin.clone(), hosts.clone());
                 task::spawn("admin-connection", async move {
-                    connection(stream, admin, loopback).await;
+                    connection(stream, admin, hosts).await;
                     drop(place);
                 });
             }
@@ -192,10 +194,10 @@ impl Bound {
     }
 }
 
-async fn connection(stream: TcpStream, admin: Arc<Admin>, loopback: bool) {
+async fn connection(stream: TcpStream, admin: Arc<Admin>, hosts: Arc<Hosts>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let admin = admin.clone();
-        async move { Ok::<_, Infallible>(guarded(&admin, &request, loopback)) }
+        let (admin, hosts) = (admin.clone(), hosts.clone());
+        async move { Ok::<_, Infallible>(guarded(&admin, &request, &hosts)) }
     });
     let serve = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -218,9 +220,9 @@ async fn connection(stream: TcpStream, admin: Arc<Admin>, loopback: bool) {
     }
 }
 
-fn guarded(admin: &Admin, request: &Request<Incoming>, loopback: bool) -> Response<Full<Bytes>> {
-    if let Err(reason) = host::check(request.uri(), request.headers(), loopback, &admin.hosts) {
-        return problem(StatusCode::FORBIDDEN, reason);
+fn guarded(admin: &Admin, request: &Request<Incoming>, hosts: &Hosts) -> Response<Full<Bytes>> {
+    if let Err(foreign) = hosts.check(request.uri(), request.headers()) {
+        return problem(StatusCode::FORBIDDEN, &foreign.to_string());
     }
     let answer = AssertUnwindSafe(|| admin.answer(request.method(), request.uri().path()));
     match std::panic::catch_unwind(answer) {
@@ -245,10 +247,12 @@ fn response(status: StatusCode, media_type: &'static str, body: Bytes) -> Respon
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(media_type));
-    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    for (name, value) in BROWSERS {
+        headers.insert(name, header::HeaderValue::from_static(value));
+    }
     response
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests connect to what they have started")]
 mod tests;

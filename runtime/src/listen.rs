@@ -90,6 +90,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests connect to what they have started")]
 mod tests {
     use super::*;
 

@@ -3,36 +3,67 @@
 //! checked, on every connection, so that a name cannot change its mind after registration.
 
 mod address;
+mod ports;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 pub use address::Kind;
+pub use ports::Ports;
 
 /// Where our programs may connect to. By default: the public internet.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OutboundPolicy {
     /// Opens loopback, RFC 1918 and unique local addresses; for one machine, not for production.
     pub allow_private: bool,
     /// Loopback, private and shared (RFC 6598) networks that are open one by one.
     pub allow_cidrs: Vec<IpNet>,
-    /// Networks that stay closed whatever the above say: the control plane's own, its database's.
-    pub denied: Vec<IpNet>,
+    /// What stays closed whatever the above say: addresses of our own.
+    pub denied: Vec<Denied>,
+    /// Names that stay closed whatever they resolve to.
+    pub denied_names: Vec<String>,
+    /// The ports that are open.
+    pub ports: Ports,
+}
+
+/// A network, or one port of it, that stays closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied {
+    net: IpNet,
+    port: Option<u16>,
+}
+
+impl Denied {
+    /// A whole network.
+    pub fn network(net: IpNet) -> Self {
+        Self { net, port: None }
+    }
+
+    /// Where one of our programs listens. Loopback is shared with the servers that people run beside us, so only the
+    /// port is closed there; any other machine of ours is closed altogether.
+    pub fn own(addr: SocketAddr) -> Vec<Self> {
+        let ip = addr.ip().to_canonical();
+        if ip.is_loopback() || ip.is_unspecified() {
+            let port = Some(addr.port());
+            let v4 = IpNet::new_assert(Ipv4Addr::LOCALHOST.into(), 8);
+            let v6 = IpNet::new_assert(Ipv6Addr::LOCALHOST.into(), 128);
+            return vec![Self { net: v4.trunc(), port }, Self { net: v6, port }];
+        }
+        vec![Self::network(ip.into())]
+    }
 }
 
 /// An address the policy keeps closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("connections to {ip} are not allowed: {kind}")]
+#[error("connections to {addr} are not allowed: {kind}")]
 pub struct Refused {
     /// The address.
-    pub ip: IpAddr,
+    pub addr: SocketAddr,
     /// Why.
     pub kind: Kind,
 }
@@ -47,6 +78,16 @@ pub enum ConnectError {
         host: String,
         /// What the resolver said.
         source: std::io::Error,
+    },
+    /// The name or port is closed by policy.
+    #[error("{host}:{port} is not allowed: {reason}")]
+    Closed {
+        /// The name as given.
+        host: String,
+        /// The port.
+        port: u16,
+        /// Why.
+        reason: &'static str,
     },
     /// An address is closed by policy. Trying again does not help.
     #[error("{host} is not allowed")]
@@ -81,45 +122,53 @@ impl OutboundPolicy {
     ///
     /// # Errors
     /// When it is not, with the reason.
-    pub fn check(&self, ip: IpAddr) -> Result<(), Refused> {
+    pub fn check(&self, addr: SocketAddr) -> Result<(), Refused> {
+        let ip = addr.ip();
         let (inner, kind) = address::classify(ip);
-        let listed = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&inner) || net.contains(&ip));
-        if listed(&self.denied) {
-            return Err(Refused { ip, kind: Kind::Denied });
+        let holds = |net: &IpNet| net.contains(&inner) || net.contains(&ip);
+        let denied =
+            |denied: &Denied| holds(&denied.net) && denied.port.is_none_or(|port| port == addr.port());
+        if self.denied.iter().any(denied) {
+            return Err(Refused { addr, kind: Kind::Denied });
         }
+        let listed = || self.allow_cidrs.iter().any(holds);
         let open = match kind {
             Kind::Public => true,
-            Kind::Loopback | Kind::Private => self.allow_private || listed(&self.allow_cidrs),
-            Kind::Shared => listed(&self.allow_cidrs),
-            Kind::Metadata
-            | Kind::LinkLocal
-            | Kind::Multicast
-            | Kind::Unspecified
-            | Kind::Broadcast
-            | Kind::Tunnel
-            | Kind::Reserved
-            | Kind::Denied => false,
+            Kind::Loopback | Kind::Private => self.allow_private || listed(),
+            Kind::Shared => listed(),
+            _ => false,
         };
-        if open { Ok(()) } else { Err(Refused { ip, kind }) }
+        if open { Ok(()) } else { Err(Refused { addr, kind }) }
+    }
+
+    /// What is closed without looking anything up.
+    fn check_name(&self, host: &str, port: u16) -> Result<(), ConnectError> {
+        let closed = |reason| ConnectError::Closed { host: host.to_owned(), port, reason };
+        if !self.ports.contains(port) {
+            return Err(closed("its port is not one that proxies connect to"));
+        }
+        let bare = host.trim_end_matches('.');
+        if self.denied_names.iter().any(|name| name.eq_ignore_ascii_case(bare)) {
+            return Err(closed("it is one of ours"));
+        }
+        Ok(())
     }
 
     /// All addresses of a name, every one checked. A name with one closed address is refused as a
     /// whole: it would otherwise be a matter of luck which one is used.
-    ///
-    /// An HTTP client with a resolver hook may use this, but must not follow IP literals around it.
-    ///
-    /// # Errors
-    /// [`ConnectError::Resolve`] or [`ConnectError::Refused`].
-    pub async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+    async fn resolve<R>(&self, look_up: R, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError>
+    where
+        R: AsyncFnOnce(&str, u16) -> std::io::Result<Vec<SocketAddr>>,
+    {
+        self.check_name(host, port)?;
         let addrs = match literal(host) {
             Some(ip) => vec![SocketAddr::new(ip, port)],
-            None => lookup(host, port)
+            None => look_up(host, port)
                 .await
                 .map_err(|source| ConnectError::Resolve { host: host.to_owned(), source })?,
         };
         for addr in &addrs {
-            self.check(addr.ip())
-                .map_err(|source| ConnectError::Refused { host: host.to_owned(), source })?;
+            self.check(*addr).map_err(|source| ConnectError::Refused { host: host.to_owned(), source })?;
         }
         Ok(addrs)
     }
@@ -131,17 +180,35 @@ impl OutboundPolicy {
     /// # Errors
     /// See [`ConnectError`].
     pub async fn connect(&self, host: &str, port: u16, timeout: Duration) -> Result<TcpStream, ConnectError> {
+        self.connect_by(look_up, host, port, timeout).await
+    }
+
+    /// The same with another way to look names up than the system's.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect_by<R>(
+        &self,
+        look_up: R,
+        host: &str,
+        port: u16,
+        timeout: Duration,
+    ) -> Result<TcpStream, ConnectError>
+    where
+        R: AsyncFnOnce(&str, u16) -> std::io::Result<Vec<SocketAddr>>,
+    {
         let deadline = Instant::now() + timeout;
         let late = || ConnectError::Timeout { host: host.to_owned(), port };
-        let addrs =
-            tokio::time::timeout_at(deadline, self.resolve(host, port)).await.map_err(|_| late())??;
+        let addrs = tokio::time::timeout_at(deadline, self.resolve(look_up, host, port))
+            .await
+            .map_err(|_| late())??;
 
         let mut last = late();
         let mut left = u32::try_from(addrs.len()).unwrap_or(u32::MAX);
         for addr in addrs {
             let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
             left = left.saturating_sub(1);
-            last = match tokio::time::timeout(share, TcpStream::connect(addr)).await {
+            last = match tokio::time::timeout(share, open(addr)).await {
                 Ok(Ok(stream)) => match keep_alive(&stream).and_then(|()| stream.set_nodelay(true)) {
                     Ok(()) => return Ok(stream),
                     Err(source) => ConnectError::Io { host: host.to_owned(), port, source },
@@ -152,6 +219,11 @@ impl OutboundPolicy {
         }
         Err(last)
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one place, and the address was checked")]
+async fn open(addr: SocketAddr) -> std::io::Result<TcpStream> {
+    TcpStream::connect(addr).await
 }
 
 /// A connection that only listens would not notice that the other side is gone; so it does within twenty seconds.
@@ -167,7 +239,20 @@ fn literal(host: &str) -> Option<IpAddr> {
     bare.parse().ok()
 }
 
-async fn lookup(host: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
+/// Why an address, written as a literal in a URL, is closed on every proxy whatever its settings; none where that is up
+/// to the settings, or for a name.
+pub fn never(host: &str) -> Option<Kind> {
+    let (_, kind) = address::classify(literal(host)?);
+    let settings = matches!(kind, Kind::Public | Kind::Loopback | Kind::Private | Kind::Shared);
+    (!settings).then_some(kind)
+}
+
+/// The addresses that a name has now, for whoever must know its own.
+///
+/// # Errors
+/// What the resolver said.
+#[expect(clippy::disallowed_methods, reason = "what it finds is checked before it is connected to")]
+pub async fn look_up(host: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
     let addrs: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
     if addrs.is_empty() {
         return Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address"));
@@ -176,112 +261,4 @@ async fn lookup(host: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TIME: Duration = Duration::from_secs(5);
-
-    fn local() -> OutboundPolicy {
-        OutboundPolicy { allow_private: true, ..OutboundPolicy::default() }
-    }
-
-    fn check(policy: &OutboundPolicy, ip: &str, open: bool) {
-        let result = policy.check(ip.parse().unwrap());
-        assert_eq!(result.is_ok(), open, "{ip}: {result:?}");
-    }
-
-    #[test]
-    fn private_networks_are_closed_until_allowed() {
-        for ip in ["127.0.0.1", "10.1.2.3", "172.31.0.1", "192.168.1.1", "::1", "fd12::1", "::ffff:10.1.2.3"]
-        {
-            check(&OutboundPolicy::default(), ip, false);
-            check(&local(), ip, true);
-        }
-        let listed =
-            OutboundPolicy { allow_cidrs: vec!["10.1.0.0/16".parse().unwrap()], ..OutboundPolicy::default() };
-        check(&listed, "10.1.2.3", true);
-        check(&listed, "::ffff:10.1.2.3", true);
-        check(&listed, "10.2.0.1", false);
-        check(&listed, "127.0.0.1", false);
-    }
-
-    #[test]
-    fn metadata_and_special_addresses_stay_closed_whatever_is_allowed() {
-        let policy = OutboundPolicy {
-            allow_private: true,
-            allow_cidrs: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
-            denied: Vec::new(),
-        };
-        for ip in [
-            "169.254.169.254",
-            "169.254.1.1",
-            "100.100.100.200",
-            "168.63.129.16",
-            "fd00:ec2::254",
-            "fe80::1",
-            "224.0.0.1",
-            "ff02::1",
-            "0.0.0.0",
-            "0.1.2.3",
-            "::",
-            "255.255.255.255",
-            "240.0.0.1",
-            "192.0.2.1",
-            "192.0.0.192",
-            "::ffff:169.254.169.254",
-            "::169.254.169.254",
-            "64:ff9b::a9fe:a9fe",
-            "64:ff9b:1::a9fe:a9fe",
-            "2002:a9fe:a9fe::1",
-            "2001:0:4136:e378:8000:63bf:3fff:fdd2",
-            "fec0::1",
-            "64:ff9b::e000:1",
-        ] {
-            check(&policy, ip, false);
-        }
-        for ip in ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808", "100.64.0.1"] {
-            check(&policy, ip, true);
-        }
-    }
-
-    #[test]
-    fn a_denied_network_beats_every_permission() {
-        let policy = OutboundPolicy { denied: vec!["10.9.0.0/16".parse().unwrap()], ..local() };
-        check(&policy, "10.9.0.1", false);
-        check(&policy, "::ffff:10.9.0.1", false);
-        check(&policy, "10.8.0.1", true);
-    }
-
-    #[tokio::test]
-    async fn connects_to_a_checked_address() {
-        let listener = crate::listen::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        for host in ["127.0.0.1", "[::ffff:127.0.0.1]"] {
-            let stream = local().connect(host, port, TIME).await.unwrap();
-            assert_eq!(stream.peer_addr().unwrap().port(), port);
-            assert!(stream.nodelay().unwrap());
-            assert!(SockRef::from(&stream).keepalive().unwrap());
-        }
-    }
-
-    #[tokio::test]
-    async fn refuses_a_name_by_its_address_and_odd_spellings_too() {
-        for host in ["localhost", "127.0.0.1", "[::1]", "2130706433", "0x7f.1", "0177.0.0.1", "127.1"] {
-            let error = OutboundPolicy::default().connect(host, 9, TIME).await.unwrap_err();
-            assert!(matches!(error, ConnectError::Refused { .. }), "{host}: {error:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn tells_a_name_without_address_from_a_closed_port() {
-        let listener = crate::listen::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
-        let error = local().connect("127.0.0.1", port, TIME).await.unwrap_err();
-        assert!(matches!(error, ConnectError::Io { .. }), "{error:?}");
-        let error = local().connect("no such host", port, TIME).await.unwrap_err();
-        assert!(matches!(error, ConnectError::Resolve { .. }), "{error:?}");
-        let error = local().connect("127.0.0.1", port, Duration::ZERO).await.unwrap_err();
-        assert!(matches!(error, ConnectError::Timeout { .. } | ConnectError::Io { .. }), "{error:?}");
-    }
-}
+mod tests;

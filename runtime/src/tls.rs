@@ -286,4 +286,5 @@ fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>,
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests connect to what they have started")]
 mod tests;

@@ -183,12 +183,9 @@ async fn a_header_that_decides_stands_there_once() {
     assert_eq!(client.post(body.clone()).await.unwrap().status, 200);
     let before = waffles.upstream.seen().len();
     let bearer = format!("Bearer {}", waffles.key);
-    let host = waffles.proxy.mcp.to_string();
     for (name, value) in [
         ("authorization", bearer.as_str()),
         ("x-api-key", waffles.key.as_str()),
-        ("host", host.as_str()),
-        ("origin", "http://localhost"),
         ("content-type", "application/json"),
         ("mcp-protocol-version", "2026-07-28"),
         ("mcp-method", "ping"),
@@ -200,6 +197,13 @@ async fn a_header_that_decides_stands_there_once() {
         let answer = twice.post(body.clone()).await.unwrap();
         assert_eq!((answer.status.as_u16(), answer.error_code()), (400, -32020), "{name}");
         assert_eq!(answer.message()["error"]["data"]["reason"], "header_duplicate", "{name}");
+    }
+    // Two that say where and whence are foreign, to whoever shows nothing as well.
+    let host = waffles.proxy.mcp.to_string();
+    for (name, value) in [("host", host.as_str()), ("origin", "http://localhost")] {
+        let mut twice = client.clone().without("authorization").with(name, value);
+        twice.headers.append(http::HeaderName::from_static(name), value.parse().unwrap());
+        assert_eq!(twice.post(body.clone()).await.unwrap().status, 403, "{name}");
     }
     assert_eq!(waffles.upstream.seen().len(), before);
 }

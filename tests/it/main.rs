@@ -1,5 +1,6 @@
 //! Whole-system tests: each starts its own planes on free ports.
 
+#![allow(clippy::disallowed_methods, reason = "tests connect to what they have started")]
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -14,6 +15,7 @@ mod cli;
 mod clients;
 mod discovery;
 mod doors;
+mod edges;
 mod eras;
 mod federation;
 mod harness;

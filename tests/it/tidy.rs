@@ -202,6 +202,52 @@ fn tasks_are_named_and_listeners_have_timers() {
     assert_none(&faults);
 }
 
+/// Lints name the functions (`clippy.toml`); this names the places where each may be used all the same, and why.
+#[test]
+fn one_connector_leads_out() {
+    let exceptions = [
+        // The connector itself.
+        ("TcpStream::connect", "runtime/src/outbound.rs"),
+        ("lookup_host", "runtime/src/outbound.rs"),
+        // To the control plane, at the address that the operator gave.
+        ("Endpoint::from_shared", "data-plane/src/link.rs"),
+        // On the machine of the person who says where to.
+        ("Endpoint::from_shared", "cli/src/client.rs"),
+        ("reqwest::Client::builder", "cli/src/http.rs"),
+    ];
+    let ways = [
+        "TcpStream::connect",
+        "TcpSocket::",
+        "UdpSocket::",
+        "UnixStream::connect",
+        "lookup_host",
+        "to_socket_addrs",
+        "reqwest::Client::new",
+        "reqwest::Client::builder",
+        "reqwest::ClientBuilder::",
+        "reqwest::get",
+        "client::legacy",
+        "Endpoint::from_shared",
+        "Endpoint::from_static",
+        "Channel::from",
+    ];
+    let mut faults = Vec::new();
+    for path in all_sources() {
+        let text = production(&path);
+        for way in ways {
+            let excepted = exceptions.iter().any(|(what, file)| *what == way && path.ends_with(file));
+            let used = text.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(way));
+            if used && !excepted {
+                faults.push(format!(
+                    "{} uses {way}; connect through waffles_runtime::outbound",
+                    path.display()
+                ));
+            }
+        }
+    }
+    assert_none(&faults);
+}
+
 #[test]
 fn sql_stands_under_store_only() {
     let sql = ["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM ", "CREATE TABLE ", "sqlx::query"];
@@ -346,7 +392,9 @@ fn production(path: &Path) -> String {
     }
     let text = read(path);
     // Tests stand at the foot of a file.
-    text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default().to_owned()
+    let foot = ["\n#[cfg(test)]\nmod tests", "\n#[cfg(test)]\n#[allow("];
+    let end = foot.iter().filter_map(|start| text.find(start)).min().unwrap_or(text.len());
+    text[..end].to_owned()
 }
 
 /// The Rust files of all crates but this one.

@@ -1,6 +1,7 @@
 //! A whole Waffles in a test: the real programs on free ports, a Postgres and a redis of one's own, a scripted MCP
 //! server with faults, a raw MCP client. Everything waits for conditions with an end, and nothing outlives the test.
 
+#![allow(clippy::disallowed_methods, reason = "tests connect to what they have started")]
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

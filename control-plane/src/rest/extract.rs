@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use uuid::Uuid;
 use waffles_core::FieldError;
+use waffles_runtime::host::{BROWSERS, Foreign};
 use waffles_runtime::task;
 
 use super::{Door, Problem};
@@ -87,13 +88,7 @@ pub(super) async fn frame(State(door): State<Arc<Door>>, mut request: Request, n
     if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
         headers.insert(REQUEST_ID, id);
     }
-    for (name, value) in [
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::CACHE_CONTROL, "no-store"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::X_FRAME_OPTIONS, "DENY"),
-    ] {
+    for (name, value) in BROWSERS {
         headers.insert(name, HeaderValue::from_static(value));
     }
     response
@@ -102,7 +97,11 @@ pub(super) async fn frame(State(door): State<Arc<Door>>, mut request: Request, n
 /// What is refused before anyone asks who calls.
 fn refuse_early(door: &Door, request: &Request) -> Result<(), Problem> {
     let (uri, headers) = (request.uri(), request.headers());
-    if let Err(reason) = door.hosts.check(uri, headers) {
+    if let Err(foreign) = door.hosts.check(uri, headers) {
+        let reason = match foreign {
+            Foreign::Host => "this Host is not one that the control plane answers to; see --public-host",
+            Foreign::Origin => "pages of other origins may not call the control plane; see --allow-origin",
+        };
         return Err(Problem::new(StatusCode::FORBIDDEN, "origin", reason));
     }
     if uri.path().len() + uri.query().map_or(0, str::len) > TARGET_MOST {

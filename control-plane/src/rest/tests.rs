@@ -16,6 +16,8 @@ use tower::ServiceExt as _;
 use waffles_core::policy::Role;
 use waffles_core::principal::Principal;
 
+use waffles_runtime::host::Pages;
+
 use super::*;
 use crate::audit::Audit;
 use crate::discovery::Discovery;
@@ -70,7 +72,7 @@ impl World {
         };
         services.namespaces.bootstrap().await.unwrap();
         let gates = Gates::new();
-        let hosts = Hosts::new("127.0.0.1:8081".parse().unwrap(), Vec::new());
+        let hosts = Hosts::new("127.0.0.1:8081".parse().unwrap(), []).pages(Pages::Same);
         Self {
             router: router(services.clone(), hosts, gates.clone()),
             gates,

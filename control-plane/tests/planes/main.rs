@@ -1,6 +1,7 @@
 //! A whole control plane on free ports, on SQLite and, where `WAFFLES_TEST_POSTGRES` names a server on which
 //! databases may be made, on Postgres.
 
+#![allow(clippy::disallowed_methods, reason = "tests connect to what they have started")]
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

@@ -141,7 +141,7 @@ impl Pool {
             Err(error) => {
                 tracing::warn!(error = %telemetry::chain(&error), "cannot connect to a server");
                 return Err(match error {
-                    ConnectError::Refused { .. } => UpstreamFault::Closed,
+                    ConnectError::Refused { .. } | ConnectError::Closed { .. } => UpstreamFault::Closed,
                     _ => UpstreamFault::Unreachable,
                 });
             }

@@ -97,17 +97,21 @@ fn kind_v4(ip: Ipv4Addr) -> Kind {
 
 fn kind_v6(ip: Ipv6Addr) -> Kind {
     match ip.segments() {
-        // Amazon's, Google's and Scaleway's.
-        [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254]
-        | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254]
-        | [0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42] => Kind::Metadata,
+        // Amazon's, with its name servers and clocks, Google's and Scaleway's.
+        [0xfd00, 0xec2, ..] | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254] | [0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42] => {
+            Kind::Metadata
+        }
         [0, 0, 0, 0, 0, 0, 0, 0] => Kind::Unspecified,
         [0, 0, 0, 0, 0, 0, 0, 1] => Kind::Loopback,
         [0xfe80..=0xfebf, ..] => Kind::LinkLocal,
         [0xff00..=0xffff, ..] => Kind::Multicast,
         [0xfc00..=0xfdff, ..] => Kind::Private,
-        // Local NAT64, 6to4, Teredo, site-local.
-        [0x64, 0xff9b, 1, ..] | [0x2002, ..] | [0x2001, 0, ..] | [0xfec0..=0xfeff, ..] => Kind::Tunnel,
+        // Local NAT64, 6to4, Teredo, site-local, and ISATAP within whatever prefix.
+        [0x64, 0xff9b, 1, ..]
+        | [0x2002, ..]
+        | [0x2001, 0, ..]
+        | [0xfec0..=0xfeff, ..]
+        | [_, _, _, _, 0 | 0x200, 0x5efe, _, _] => Kind::Tunnel,
         // Protocol assignments and documentation within what is global otherwise.
         [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Kind::Reserved,
         [0x2000..=0x3fff, ..] => Kind::Public,
