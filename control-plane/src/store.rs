@@ -225,7 +225,7 @@ impl Db {
 
     /// The scope travels with the statement that begins the transaction, so that it costs no time, and ends with it.
     async fn begin_scoped(&self, pool: &PgPool, begin: &str) -> Result<Tx, sqlx::Error> {
-        let begin = format!("{begin}; {}", self.scope.set("SET LOCAL"));
+        let begin = format!("{begin}; {}", self.scope.set_local());
         Ok(Tx::Pg(pool.begin_with(AssertSqlSafe(begin)).await?))
     }
 
@@ -233,7 +233,7 @@ impl Db {
     /// gets it next sets another.
     async fn scoped(&self, pool: &PgPool) -> Result<PoolConnection<Postgres>, sqlx::Error> {
         let mut conn = pool.acquire().await?;
-        sqlx::raw_sql(AssertSqlSafe(self.scope.set("SET"))).execute(&mut *conn).await?;
+        self.scope.tell(&mut conn).await?;
         Ok(conn)
     }
 
@@ -386,9 +386,8 @@ fn open_postgres(url: &str, config: &DbConfig) -> Result<Pool, OpenError> {
             Box::pin(async move {
                 // A connection that was left in the middle of a statement to a server that hangs would keep its
                 // place in the pool for as long as TCP is patient. One that answers also forgets its scope.
-                let forget = sqlx::raw_sql(AssertSqlSafe(Scope::Nothing.set("SET"))).execute(conn);
-                let forgot = tokio::time::timeout(Duration::from_secs(2), forget).await;
-                forgot.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map(|_| true)
+                let forgot = tokio::time::timeout(Duration::from_secs(2), Scope::Nothing.tell(conn)).await;
+                forgot.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map(|()| true)
             })
         })
         .connect_lazy_with(options);
