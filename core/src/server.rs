@@ -115,6 +115,29 @@ pub struct ToolFilter {
     pub deny: Vec<String>,
 }
 
+/// What the registry says of tools: an operator's word, which rules and read-only keys go by. What a server says of its
+/// own tools is a hint from a stranger [2026-07-28 server/tools].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ToolMark {
+    /// A name, or a pattern in which `*` stands for any run of characters.
+    pub pattern: String,
+    /// What is said of them.
+    pub marks: Marks,
+}
+
+/// What is said of a tool; none: nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Marks {
+    /// It only reads.
+    pub read_only: Option<bool>,
+    /// It may destroy something.
+    pub destructive: Option<bool>,
+    /// Calling it twice is as calling it once.
+    pub idempotent: Option<bool>,
+    /// It reaches beyond its server.
+    pub open_world: Option<bool>,
+}
+
 /// What an operator decides about a server, without its credential.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Spec {
@@ -132,6 +155,8 @@ pub struct Spec {
     pub timeouts: Timeouts,
     /// Which tools exist for callers.
     pub tools: ToolFilter,
+    /// What the registry says of tools. Of two marks that fit a tool, the earlier one counts.
+    pub marks: Vec<ToolMark>,
     /// What an audit outage means for calls.
     pub audit: AuditMode,
     /// How much payload the audit keeps.
@@ -231,6 +256,12 @@ impl Spec {
                 }
             }
         }
+        if self.marks.len() > 1000 {
+            wrong("marks".into(), "must be at most 1000");
+        }
+        for (i, _) in self.marks.iter().enumerate().filter(|(_, mark)| !is_pattern(&mark.pattern)) {
+            wrong(format!("marks[{i}].pattern"), "must be 1 to 128 letters, digits or any of `_./-*`");
+        }
         if self.redact.len() > 100 {
             wrong("redact".into(), "must be at most 100");
         }
@@ -240,6 +271,18 @@ impl Spec {
             }
         }
         problems
+    }
+
+    /// What the registry says of a tool.
+    pub fn marks_of(&self, tool: &str) -> Marks {
+        let mut said = Marks::default();
+        for ToolMark { marks, .. } in self.marks.iter().filter(|mark| fits(&mark.pattern, tool)) {
+            said.read_only = said.read_only.or(marks.read_only);
+            said.destructive = said.destructive.or(marks.destructive);
+            said.idempotent = said.idempotent.or(marks.idempotent);
+            said.open_world = said.open_world.or(marks.open_world);
+        }
+        said
     }
 }
 
@@ -301,6 +344,20 @@ fn is_tag(tag: &str) -> bool {
 pub fn is_pattern(pattern: &str) -> bool {
     (1..=128).contains(&pattern.len())
         && pattern.bytes().all(|b| b.is_ascii_alphanumeric() || b"_./-*".contains(&b))
+}
+
+/// Whether a text fits a pattern in which `*`, and nothing else, stands for any run of characters.
+pub(crate) fn fits(pattern: &str, text: &str) -> bool {
+    let Some((head, rest)) = pattern.split_once('*') else { return pattern == text };
+    let (middle, tail) = rest.rsplit_once('*').unwrap_or(("", rest));
+    let inner = text.strip_prefix(head).and_then(|text| text.strip_suffix(tail));
+    let Some(mut inner) = inner else { return false };
+    // The first place for each piece leaves the most room for those after it.
+    for piece in middle.split('*') {
+        let Some((_, after)) = inner.split_once(piece) else { return false };
+        inner = after;
+    }
+    true
 }
 
 /// An address that Waffles may connect to, as far as its text tells; the outbound connector checks what it

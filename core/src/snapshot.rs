@@ -1,13 +1,14 @@
 //! Everything a proxy needs, immutable, of one revision, indexed once. A new one is made from the old one and
 //! an update, off the request path; what an update does not touch is shared between the two.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use crate::credential::{ApiKey, KeyHash, Pepper};
 use crate::namespace::NamespaceEntry;
+use crate::policy::{CompiledRule, Policy, RoleDef};
 use crate::principal::Principal;
 use crate::seal::SealRing;
 use crate::server::{Server, ToolSet};
@@ -73,6 +74,12 @@ pub enum Kind {
     Settings,
     /// A namespace.
     Namespace,
+    /// A role that a tenant made.
+    Role,
+    /// A rule of the policy.
+    Rule,
+    /// A session that was ended.
+    Session,
 }
 
 impl Kind {
@@ -85,19 +92,30 @@ impl Kind {
             Self::TokenKey => "token_key",
             Self::Settings => "settings",
             Self::Namespace => "namespace",
+            Self::Role => "role",
+            Self::Rule => "rule",
+            Self::Session => "session",
         }
     }
 
     /// Reads the word.
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::Server, Self::Principal, Self::ApiKey, Self::TokenKey, Self::Settings, Self::Namespace]
-            .into_iter()
-            .find(|kind| kind.as_str() == word)
+        const ALL: [Kind; 9] = [
+            Kind::Server,
+            Kind::Principal,
+            Kind::ApiKey,
+            Kind::TokenKey,
+            Kind::Settings,
+            Kind::Namespace,
+            Kind::Role,
+            Kind::Rule,
+            Kind::Session,
+        ];
+        ALL.into_iter().find(|kind| kind.as_str() == word)
     }
 }
 
-/// Names a resource: its kind, and its id within the kind (UUID of a server, principal or namespace, public
-/// id of a key, `kid` of a token key, `settings`).
+/// Names a resource: its kind, and its id within the kind (UUID of most of them, public id of a key, `kid` of a token key, `settings`).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResourceKey {
     /// Its kind.
@@ -130,6 +148,11 @@ pub struct Snapshot {
     by_hash: HashMap<KeyHash, Arc<ApiKey>>,
     pub(crate) token_keys: HashMap<String, TokenKey>,
     pub(crate) settings: Option<Arc<Settings>>,
+    pub(crate) roles: HashMap<Uuid, Arc<RoleDef>>,
+    pub(crate) rules: HashMap<Uuid, Arc<CompiledRule>>,
+    pub(crate) sessions: HashSet<Uuid>,
+    policies: HashMap<String, Arc<Policy>>,
+    no_policy: Arc<Policy>,
     /// Resources of this revision that were refused; asked for again when the stream opens anew.
     pub refused: BTreeSet<ResourceKey>,
 }
@@ -175,6 +198,16 @@ impl Snapshot {
         self.token_keys.get(kid)
     }
 
+    /// The rules of a tenant.
+    pub fn policy(&self, tenant: &str) -> &Arc<Policy> {
+        self.policies.get(tenant).unwrap_or(&self.no_policy)
+    }
+
+    /// Whether a session was ended, so that its access tokens are good no more.
+    pub fn is_ended(&self, session: &Uuid) -> bool {
+        self.sessions.contains(session)
+    }
+
     /// What all proxies share; none before the first update.
     pub fn settings(&self) -> Option<&Arc<Settings>> {
         self.settings.as_ref()
@@ -186,13 +219,16 @@ impl Snapshot {
     }
 
     /// How many resources of each kind it holds, for the admin port.
-    pub fn counts(&self) -> [(&'static str, usize); 5] {
+    pub fn counts(&self) -> [(&'static str, usize); 8] {
         [
             ("servers", self.servers.len()),
             ("principals", self.principals.len()),
             ("api_keys", self.keys.len()),
             ("token_keys", self.token_keys.len()),
             ("namespaces", self.namespaces.len()),
+            ("roles", self.roles.len()),
+            ("rules", self.rules.len()),
+            ("ended_sessions", self.sessions.len()),
         ]
     }
 
@@ -205,6 +241,9 @@ impl Snapshot {
             Kind::TokenKey => self.token_keys.contains_key(&key.id),
             Kind::Settings => self.settings.is_some(),
             Kind::Namespace => key.id.parse().is_ok_and(|id: Uuid| self.namespaces.contains_key(&id)),
+            Kind::Role => key.id.parse().is_ok_and(|id: Uuid| self.roles.contains_key(&id)),
+            Kind::Rule => key.id.parse().is_ok_and(|id: Uuid| self.rules.contains_key(&id)),
+            Kind::Session => key.id.parse().is_ok_and(|id: Uuid| self.sessions.contains(&id)),
         }
     }
 
@@ -223,34 +262,29 @@ impl Snapshot {
             by_hash: HashMap::new(),
             token_keys: self.token_keys.clone(),
             settings: self.settings.clone(),
+            roles: self.roles.clone(),
+            rules: self.rules.clone(),
+            sessions: self.sessions.clone(),
+            policies: HashMap::new(),
+            no_policy: Arc::clone(&self.no_policy),
             refused: self.refused.clone(),
         }
     }
 
     pub(crate) fn remove(&mut self, key: &ResourceKey) {
-        match key.kind {
-            Kind::Server => {
-                if let Ok(id) = key.id.parse::<Uuid>() {
-                    self.servers.remove(&id);
-                }
-            }
-            Kind::Principal => {
-                if let Ok(id) = key.id.parse::<Uuid>() {
-                    self.principals.remove(&id);
-                }
-            }
-            Kind::ApiKey => {
-                self.keys.remove(&key.id);
-            }
-            Kind::TokenKey => {
-                self.token_keys.remove(&key.id);
-            }
-            Kind::Settings => self.settings = None,
-            Kind::Namespace => {
-                if let Ok(id) = key.id.parse::<Uuid>() {
-                    self.namespaces.remove(&id);
-                }
-            }
+        let id: Option<Uuid> = key.id.parse().ok();
+        match (key.kind, id) {
+            (Kind::ApiKey, _) => drop(self.keys.remove(&key.id)),
+            (Kind::TokenKey, _) => drop(self.token_keys.remove(&key.id)),
+            (Kind::Settings, _) => self.settings = None,
+            (Kind::Server, Some(id)) => drop(self.servers.remove(&id)),
+            (Kind::Principal, Some(id)) => drop(self.principals.remove(&id)),
+            (Kind::Namespace, Some(id)) => drop(self.namespaces.remove(&id)),
+            (Kind::Role, Some(id)) => drop(self.roles.remove(&id)),
+            (Kind::Rule, Some(id)) => drop(self.rules.remove(&id)),
+            (Kind::Session, Some(id)) => drop(self.sessions.remove(&id)),
+            // What has no such id was never held.
+            (_, None) => {}
         }
         self.refused.remove(key);
     }
@@ -280,7 +314,31 @@ impl Snapshot {
                 .or_default()
                 .insert(entry.namespace.spec.name.clone(), Arc::clone(entry));
         }
+        let mut rules: HashMap<&str, Vec<Arc<CompiledRule>>> = HashMap::new();
+        for rule in self.rules.values() {
+            rules.entry(&rule.rule.tenant).or_default().push(Arc::clone(rule));
+        }
+        self.policies = rules
+            .into_iter()
+            .map(|(tenant, rules)| (tenant.to_owned(), Arc::new(Policy::new(rules))))
+            .collect();
+        self.define_roles();
         self.by_hash = self.keys.values().map(|(hash, key)| (*hash, Arc::clone(key))).collect();
         self
+    }
+
+    /// Gives principals the definitions of the custom roles that they hold.
+    fn define_roles(&mut self) {
+        let by_name: HashMap<(&str, &str), &Arc<RoleDef>> =
+            self.roles.values().map(|role| ((role.tenant.as_str(), role.name.as_str()), role)).collect();
+        for principal in self.principals.values_mut() {
+            let wanted = principal.custom_names().filter_map(|name| by_name.get(&(principal.tenant.as_str(), name)));
+            let mut wanted: Vec<Arc<RoleDef>> = wanted.map(|role| Arc::clone(role)).collect();
+            wanted.sort_unstable_by_key(|role| role.id);
+            wanted.dedup();
+            if wanted != principal.custom {
+                *principal = Arc::new(Principal { custom: wanted, ..Principal::clone(principal) });
+            }
+        }
     }
 }

@@ -19,10 +19,11 @@ use crate::audit::{Event, Outcome};
 use crate::credential::{ApiKey, ApiKeyParts, KeyHash, KeyLimits};
 use crate::namespace::NamespaceEntry;
 use crate::policy::Permission;
-use crate::principal::Principal;
+use crate::principal::{Principal, PrincipalKind};
 use crate::seal::{SealKey, SealRing};
 use crate::server::{
-    AuditMode, Capture, Credential, Endpoint, Server, Spec, Timeouts, ToolFilter, ToolSet, Transport,
+    AuditMode, Capture, Credential, Endpoint, Marks, Server, Spec, Timeouts, ToolFilter, ToolMark, ToolSet,
+    Transport,
 };
 use crate::snapshot::{Kind, ResourceKey, ServerEntry, Settings, Snapshot, TokenKey};
 
@@ -93,7 +94,18 @@ pub fn spec_to_proto(spec: &Spec, credential: &Credential, show_secrets: bool) -
         }
         .into(),
         redact: spec.redact.clone(),
+        marks: spec.marks.iter().map(mark_to_proto).collect(),
     }
+}
+
+fn mark_to_proto(mark: &ToolMark) -> registry_pb::ToolMark {
+    let Marks { read_only, destructive, idempotent, open_world } = mark.marks;
+    registry_pb::ToolMark { pattern: mark.pattern.clone(), read_only, destructive, idempotent, open_world }
+}
+
+fn mark_from_proto(message: registry_pb::ToolMark) -> ToolMark {
+    let registry_pb::ToolMark { pattern, read_only, destructive, idempotent, open_world } = message;
+    ToolMark { pattern, marks: Marks { read_only, destructive, idempotent, open_world } }
 }
 
 /// A specification from the wire, checked; the credential is none where the message has none.
@@ -156,6 +168,7 @@ pub fn spec_from_proto(
             }
         },
         redact: message.redact,
+        marks: message.marks.into_iter().map(mark_from_proto).collect(),
     };
     // An endpoint that could not be read was named above; the rest of the check must not complain of its absence.
     let mut rest = spec.problems();
@@ -249,6 +262,9 @@ pub fn principal_to_proto(principal: &Principal) -> auth_pb::Principal {
         tenant: principal.tenant.clone(),
         name: principal.name.clone(),
         roles: principal.roles.clone(),
+        kind: principal.kind.as_str().to_owned(),
+        groups: principal.groups.clone(),
+        grants: principal.grants.iter().map(access::held_to_proto).collect(),
     }
 }
 
@@ -258,7 +274,11 @@ fn principal_from_proto(message: pb::Principal) -> Result<Principal, String> {
         id: who.id.parse().map_err(|_| "id: is not a UUID")?,
         tenant: who.tenant,
         name: who.name,
+        kind: PrincipalKind::parse(&who.kind).unwrap_or_default(),
+        groups: who.groups,
         roles: who.roles,
+        grants: who.grants.into_iter().filter_map(access::held_from_proto).collect(),
+        custom: Vec::new(),
         active: message.active,
         tokens_not_before: time(message.tokens_not_before),
     })
@@ -443,6 +463,9 @@ pub fn reference(key: &ResourceKey) -> pb::ResourceRef {
         Kind::TokenKey => pb::ResourceKind::TokenKey,
         Kind::Settings => pb::ResourceKind::Settings,
         Kind::Namespace => pb::ResourceKind::Namespace,
+        Kind::Role => pb::ResourceKind::Role,
+        Kind::Rule => pb::ResourceKind::Rule,
+        Kind::Session => pb::ResourceKind::Session,
     };
     pb::ResourceRef { kind: kind.into(), id: key.id.clone() }
 }
@@ -456,6 +479,9 @@ pub fn resource_key(reference: &pb::ResourceRef) -> Option<ResourceKey> {
         pb::ResourceKind::TokenKey => Kind::TokenKey,
         pb::ResourceKind::Settings => Kind::Settings,
         pb::ResourceKind::Namespace => Kind::Namespace,
+        pb::ResourceKind::Role => Kind::Role,
+        pb::ResourceKind::Rule => Kind::Rule,
+        pb::ResourceKind::Session => Kind::Session,
         pb::ResourceKind::Unspecified => return None,
     };
     Some(ResourceKey::new(kind, reference.id.clone()))
@@ -470,6 +496,9 @@ pub fn key_of(resource: &pb::Resource) -> Option<ResourceKey> {
         pb::resource::Kind::TokenKey(_) => Kind::TokenKey,
         pb::resource::Kind::Settings(_) => Kind::Settings,
         pb::resource::Kind::Namespace(_) => Kind::Namespace,
+        pb::resource::Kind::Role(_) => Kind::Role,
+        pb::resource::Kind::Rule(_) => Kind::Rule,
+        pb::resource::Kind::Session(_) => Kind::Session,
     };
     Some(ResourceKey::new(kind, resource.id.clone()))
 }
@@ -502,8 +531,9 @@ pub struct Update {
 
 impl Snapshot {
     /// The snapshot after an update, and what of the update was refused. A removal is always applied. A refused
-    /// server keeps its last good form; a refused principal, key or namespace counts as absent, so that a
-    /// right that cannot be read is no right; refused settings keep the last good ones.
+    /// server keeps its last good form; a refused principal, key, role or namespace counts as absent, so that a
+    /// right that cannot be read is no right; a refused rule that forbids goes on forbidding all that it may be about;
+    /// refused settings keep the last good ones.
     pub fn with_update(&self, update: Update) -> (Snapshot, Vec<Refusal>) {
         let mut next = self.draft();
         if update.full {
@@ -533,10 +563,13 @@ impl Snapshot {
                 Err(reason) => {
                     match key.kind {
                         Kind::Server => next.keep_server(self, &key),
-                        Kind::Principal | Kind::ApiKey | Kind::TokenKey | Kind::Namespace => {
-                            next.remove(&key);
-                        }
-                        Kind::Settings => {}
+                        Kind::Principal
+                        | Kind::ApiKey
+                        | Kind::TokenKey
+                        | Kind::Namespace
+                        | Kind::Role => next.remove(&key),
+                        // What stands for a refused rule was put in its place.
+                        Kind::Settings | Kind::Rule | Kind::Session => {}
                     }
                     next.refused.insert(key.clone());
                     refusals.push(Refusal { key: Some(key), reason });
@@ -589,6 +622,29 @@ impl Snapshot {
                     .map_err(|pattern| format!("expose: cannot read {pattern}"))?;
                 self.namespaces.insert(entry.namespace.id, Arc::new(entry));
             }
+            pb::resource::Kind::Role(message) => {
+                let role = role_from_proto(message)?;
+                same(&role.id.to_string())?;
+                self.roles.insert(role.id, Arc::new(role));
+            }
+            pb::resource::Kind::Rule(message) => {
+                same(&message.id)?;
+                let rule_id: Uuid = id.parse().map_err(|_| "id: is not a UUID")?;
+                let (rule, refused) = match access::rule_from_proto(message) {
+                    Ok(rule) => (Some(rule), None),
+                    Err((reason, standing)) => (standing, Some(reason)),
+                };
+                match rule {
+                    Some(rule) => self.rules.insert(rule_id, rule),
+                    None => self.rules.remove(&rule_id),
+                };
+                if let Some(reason) = refused {
+                    return Err(reason);
+                }
+            }
+            pb::resource::Kind::Session(_) => {
+                self.sessions.insert(id.parse().map_err(|_| "id: is not a UUID")?);
+            }
             pb::resource::Kind::Settings(message) => {
                 self.settings = Some(Arc::new(settings_from_proto(message)?));
             }
@@ -605,6 +661,9 @@ impl Snapshot {
         resources.extend(self.keys.values().map(|(hash, key)| key_resource(key, hash)));
         resources.extend(self.servers.values().map(|entry| server_resource(&entry.server)));
         resources.extend(self.namespaces.values().map(|entry| namespace_resource(&entry.namespace)));
+        resources.extend(self.roles.values().map(|role| role_resource(role)));
+        resources.extend(self.rules.values().map(|rule| rule_resource(&rule.rule)));
+        resources.extend(self.sessions.iter().map(|session| session_resource(*session)));
         pb::StreamResponse {
             lineage: self.lineage.clone(),
             revision: self.revision,
@@ -732,7 +791,14 @@ pub fn outcome_from_proto(outcome: i32) -> Option<Outcome> {
     })
 }
 
+mod access;
 mod namespaces;
+
+use access::role_from_proto;
+pub use access::{
+    role_resource, role_to_proto, rule_resource, rule_spec_from_proto, rule_spec_to_proto, rule_to_proto,
+    scope_from_proto, scope_to_proto, session_resource,
+};
 
 pub use namespaces::{
     member_from_proto, namespace_from_proto, namespace_resource, namespace_spec_from_proto,

@@ -24,6 +24,12 @@ pub mod discovery {
     }
 }
 
+pub mod policy {
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/waffles.policy.v1.rs"));
+    }
+}
+
 pub mod proxy {
     pub mod v1 {
         include!(concat!(env!("OUT_DIR"), "/waffles.proxy.v1.rs"));

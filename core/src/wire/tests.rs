@@ -51,7 +51,7 @@ fn full() -> Update {
         name: "alice".into(),
         roles: vec!["user".into()],
         active: true,
-        tokens_not_before: None,
+        ..Principal::default()
     };
     Update {
         lineage: "l".into(),

@@ -1,0 +1,531 @@
+//! Conditions of rules: expressions in CEL (<https://cel.dev>), compiled once, checked when they are written and bounded
+//! in what they can cost. What is wrong with one is said in words; one that fails when it is asked counts against the
+//! caller.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+
+use cel::common::ast::{EntryExpr, Expr, LiteralValue, operators};
+use cel::extractors::This;
+use cel::objects::{Key, Map, Value};
+use cel::{Context, Env, ExecutionError, IdedExpr, Program};
+use chrono::{DateTime, Utc};
+use regex::Regex;
+
+use super::args::{self, Paths};
+use super::types;
+
+/// Bytes of the longest condition.
+pub const CONDITION_MOST: usize = 4000;
+/// Nodes of the largest condition, what a loop does counted once for each entry that there can be.
+const COST_MOST: u64 = 20_000;
+/// Brackets within brackets, or signs before signs.
+const DEPTH_MOST: usize = 16;
+/// Characters of operators, dots included: chains of them nest as brackets do.
+const OPERATORS_MOST: usize = 300;
+/// Entries of a list or object that a loop can be about; an argument with more fails the condition.
+pub(super) const LOOP_MOST: usize = 256;
+/// Bytes of a compiled pattern of `matches`.
+const PATTERN_MOST: usize = 256 * 1024;
+
+/// What a condition looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Looks {
+    /// The arguments of `tools/call`.
+    pub args: bool,
+    /// The tool.
+    pub tool: bool,
+    /// The time.
+    pub time: bool,
+    /// The client's address.
+    pub address: bool,
+    /// The client's revision.
+    pub era: bool,
+    /// The API key.
+    pub key: bool,
+}
+
+impl Looks {
+    /// What either looks at.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            args: self.args || other.args,
+            tool: self.tool || other.tool,
+            time: self.time || other.time,
+            address: self.address || other.address,
+            era: self.era || other.era,
+            key: self.key || other.key,
+        }
+    }
+}
+
+/// A compiled condition.
+pub struct Condition {
+    program: Program,
+    looks: Looks,
+    paths: Vec<Vec<String>>,
+    wanted: Paths,
+    patterns: Arc<BTreeMap<String, Regex>>,
+}
+
+impl std::fmt::Debug for Condition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Condition").field("looks", &self.looks).field("paths", &self.paths).finish_non_exhaustive()
+    }
+}
+
+/// What a condition is asked about.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Who asks.
+    pub principal: &'a crate::principal::Principal,
+    /// The tool by the server's own name; none for what is about no tool.
+    pub tool: Option<&'a str>,
+    /// What the registry says of the tool.
+    pub marks: crate::server::Marks,
+    /// The server's name.
+    pub server: &'a str,
+    /// The namespace whose door it is.
+    pub namespace: Option<&'a str>,
+    /// The revision that the client speaks.
+    pub era: &'a str,
+    /// Where the client is.
+    pub address: Option<std::net::IpAddr>,
+    /// The public id of the API key; none for a token.
+    pub key: Option<&'a str>,
+    /// When, in whole seconds.
+    pub now: DateTime<Utc>,
+    /// `arguments` of `tools/call` as they came; none: there are none.
+    pub args: Option<&'a [u8]>,
+}
+
+impl Condition {
+    /// Reads a condition. The error says everything that is wrong with it.
+    pub fn compile(text: &str) -> Result<Self, Vec<String>> {
+        let one = |reason: String| Err(vec![reason]);
+        if text.len() > CONDITION_MOST {
+            return one(format!("must have at most {CONDITION_MOST} bytes"));
+        }
+        shallow(text).map_err(|reason| vec![reason])?;
+        // The parser is a guest here: what it cannot take must not end the process.
+        let program = match catch_unwind(AssertUnwindSafe(|| environment().compile(text))) {
+            Ok(Ok(program)) => program,
+            Ok(Err(errors)) => return one(format!("is no expression: {}", said(&errors.to_string()))),
+            Err(_) => return one("is no expression that can be read".into()),
+        };
+        let mut survey = Survey::default();
+        let cost = survey.visit(program.expression(), &mut Vec::new());
+        let mut wrong = survey.wrong;
+        if cost > COST_MOST {
+            wrong.push(format!("costs too much: {cost} steps at the worst, {COST_MOST} may be"));
+        }
+        wrong.extend(types::check(program.expression(), &|_| types::Type::Any));
+        if !wrong.is_empty() {
+            return Err(wrong);
+        }
+        let wanted = Paths::of(&survey.paths);
+        Ok(Self {
+            program,
+            looks: survey.looks,
+            paths: survey.paths,
+            wanted,
+            patterns: Arc::new(survey.patterns),
+        })
+    }
+
+    /// What it looks at.
+    pub fn looks(&self) -> Looks {
+        self.looks
+    }
+
+    /// The paths below `args` that it looks at, such as `["repository", "name"]`; an empty one is the whole of `args`.
+    pub fn arg_paths(&self) -> &[Vec<String>] {
+        &self.paths
+    }
+
+    /// What is wrong with it for a tool that takes these arguments (a JSON Schema, as in `inputSchema`): paths that the
+    /// tool does not have, and values that cannot be compared.
+    pub fn check_args(&self, schema: &serde_json::Value) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for path in self.paths.iter().filter(|path| !path.is_empty()) {
+            if types::of_path(schema, path).is_none() {
+                wrong.push(format!("args.{} is no argument", path.join(".")));
+            }
+        }
+        if wrong.is_empty() {
+            let of = |path: &[String]| types::of_path(schema, path).unwrap_or(types::Type::Any);
+            wrong.extend(types::check(self.program.expression(), &of));
+        }
+        wrong
+    }
+
+    /// Whether it holds. The error says why that cannot be said.
+    pub fn holds(&self, asked: &Asked<'_>) -> Result<bool, String> {
+        let mut context = Context::with_env(Arc::clone(environment()));
+        self.bind(&mut context, asked)?;
+        let asked = catch_unwind(AssertUnwindSafe(|| self.program.execute(&context)));
+        match asked {
+            Ok(Ok(Value::Bool(holds))) => Ok(holds),
+            Ok(Ok(_)) => Err("it is neither true nor false".into()),
+            Ok(Err(error)) => Err(explain(&error)),
+            Err(_) => Err("it could not be worked out".into()),
+        }
+    }
+
+    fn bind(&self, context: &mut Context<'_, '_>, asked: &Asked<'_>) -> Result<(), String> {
+        let text = |text: &str| Value::String(Arc::new(text.to_owned()));
+        let texts = |list: &[String]| Value::List(Arc::new(list.iter().map(|entry| text(entry)).collect()));
+        let maybe = |value: Option<Value>| value.unwrap_or(Value::Null);
+        let principal = asked.principal;
+        context.add_variable_from_value(
+            "principal",
+            object([
+                ("id", text(&principal.id.to_string())),
+                ("name", text(&principal.name)),
+                ("kind", text(principal.kind.as_str())),
+                ("roles", texts(&principal.roles)),
+                ("groups", texts(&principal.groups)),
+            ]),
+        );
+        let mark = |mark: Option<bool>| maybe(mark.map(Value::Bool));
+        let marks = asked.marks;
+        context.add_variable_from_value(
+            "tool",
+            object([
+                ("name", text(asked.tool.unwrap_or_default())),
+                ("server", text(asked.server)),
+                ("namespace", text(asked.namespace.unwrap_or_default())),
+                ("read_only", mark(marks.read_only)),
+                ("destructive", mark(marks.destructive)),
+                ("idempotent", mark(marks.idempotent)),
+                ("open_world", mark(marks.open_world)),
+            ]),
+        );
+        context.add_variable_from_value(
+            "request",
+            object([
+                ("era", text(asked.era)),
+                ("address", text(&asked.address.map(|a| a.to_canonical().to_string()).unwrap_or_default())),
+                ("time", Value::Timestamp(whole_second(asked.now).fixed_offset())),
+                ("key", text(asked.key.unwrap_or_default())),
+            ]),
+        );
+        if self.looks.args {
+            let value = args::read(asked.args.unwrap_or(b"{}"), &self.wanted)?;
+            context.add_variable_from_value("args", value);
+        }
+        if !self.patterns.is_empty() {
+            let patterns = Arc::clone(&self.patterns);
+            let matches = move |This(subject): This<Arc<String>>, pattern: Arc<String>| {
+                let known = patterns.get(pattern.as_str()).map(|regex| regex.is_match(&subject));
+                known.ok_or_else(|| ExecutionError::function_error("matches", "its pattern is not known"))
+            };
+            context.add_function("matches", matches).map_err(|error| error.to_string())?;
+        }
+        if self.program.references().has_function("in_cidr") {
+            let in_cidr = |This(address): This<Arc<String>>, net: Arc<String>| {
+                let wrong = |what: &str| ExecutionError::function_error("in_cidr", what);
+                let address: std::net::IpAddr = address.parse().map_err(|_| wrong("is no address"))?;
+                let net: ipnet::IpNet = net.parse().map_err(|_| wrong("is no network"))?;
+                Ok::<bool, ExecutionError>(net.contains(&address))
+            };
+            context.add_function("in_cidr", in_cidr).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+/// The functions that conditions may call, and with how many arguments beside what they are called on.
+pub(super) const FUNCTIONS: [(&str, bool, usize); 26] = [
+    ("contains", true, 1),
+    ("startsWith", true, 1),
+    ("endsWith", true, 1),
+    ("matches", true, 1),
+    ("in_cidr", true, 1),
+    ("size", true, 0),
+    ("size", false, 1),
+    ("int", false, 1),
+    ("uint", false, 1),
+    ("double", false, 1),
+    ("string", false, 1),
+    ("timestamp", false, 1),
+    ("duration", false, 1),
+    ("getFullYear", true, 0),
+    ("getMonth", true, 0),
+    ("getDate", true, 0),
+    ("getDayOfMonth", true, 0),
+    ("getDayOfYear", true, 0),
+    ("getDayOfWeek", true, 0),
+    ("getHours", true, 0),
+    ("getMinutes", true, 0),
+    ("getSeconds", true, 0),
+    ("getHours", true, 1),
+    ("getDayOfWeek", true, 1),
+    ("getMinutes", true, 1),
+    ("getDate", true, 1),
+];
+
+/// What the parts of `principal`, `tool` and `request` are.
+pub(super) const FIELDS: [(&str, &str, types::Type); 16] = [
+    ("principal", "id", types::Type::Text),
+    ("principal", "name", types::Type::Text),
+    ("principal", "kind", types::Type::Text),
+    ("principal", "roles", types::Type::List),
+    ("principal", "groups", types::Type::List),
+    ("tool", "name", types::Type::Text),
+    ("tool", "server", types::Type::Text),
+    ("tool", "namespace", types::Type::Text),
+    ("tool", "read_only", types::Type::Any),
+    ("tool", "destructive", types::Type::Any),
+    ("tool", "idempotent", types::Type::Any),
+    ("tool", "open_world", types::Type::Any),
+    ("request", "era", types::Type::Text),
+    ("request", "address", types::Type::Text),
+    ("request", "time", types::Type::Time),
+    ("request", "key", types::Type::Text),
+];
+
+/// The second in which a time lies: conditions see no finer, so that what was decided can be remembered that long.
+pub(super) fn whole_second(now: DateTime<Utc>) -> DateTime<Utc> {
+    DateTime::from_timestamp(now.timestamp(), 0).unwrap_or(now)
+}
+
+/// The path below `args` that an expression spells, such as `args.a["b-c"]`.
+pub(super) fn arg_path(expression: &Expr) -> Option<Vec<String>> {
+    match expression {
+        Expr::Ident(name) if name == "args" => Some(Vec::new()),
+        Expr::Select(select) => {
+            let mut path = arg_path(&select.operand.expr)?;
+            path.push(select.field.clone());
+            Some(path)
+        }
+        Expr::Call(call) if call.func_name == operators::INDEX => {
+            let (of, at) = match (call.target.as_deref(), call.args.as_slice()) {
+                (Some(of), [at]) | (None, [of, at]) => (of, at),
+                _ => return None,
+            };
+            let Expr::Literal(LiteralValue::String(key)) = &at.expr else { return None };
+            let mut path = arg_path(&of.expr)?;
+            path.push(key.inner().to_owned());
+            Some(path)
+        }
+        _ => None,
+    }
+}
+
+fn environment() -> &'static Arc<Env> {
+    // Nothing but the standard functions, which are the same for ever.
+    static ENVIRONMENT: OnceLock<Arc<Env>> = OnceLock::new();
+    ENVIRONMENT.get_or_init(|| Arc::new(Env::stdlib()))
+}
+
+fn object<const N: usize>(fields: [(&str, Value); N]) -> Value {
+    let map = fields.into_iter().map(|(key, value)| (Key::String(Arc::new(key.to_owned())), value)).collect();
+    Value::Map(Map { map: Arc::new(map) })
+}
+
+/// Why a condition fails, without the values: an argument has no place in a log or in an answer.
+fn explain(error: &ExecutionError) -> String {
+    match error {
+        ExecutionError::NoSuchKey(key) => format!("there is no `{key}`"),
+        ExecutionError::UndeclaredReference(name) => format!("`{name}` is not known here"),
+        ExecutionError::NoSuchOverload(error) => format!("`{}` does not take such values", error.function()),
+        ExecutionError::FunctionError { function, .. } => format!("`{function}` failed"),
+        ExecutionError::ValuesNotComparable(..) => "values of these types are not comparable".into(),
+        ExecutionError::UnsupportedBinaryOperator(operator, ..) => {
+            format!("`{operator}` does not take such values")
+        }
+        ExecutionError::Overflow(operator, ..) => format!("`{operator}` is out of range"),
+        ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) => "division by zero".into(),
+        ExecutionError::IndexOutOfBounds(_) => "there is no entry at this index".into(),
+        _ => "values have other types than expected".into(),
+    }
+}
+
+/// The first line of what the parser says.
+fn said(error: &str) -> String {
+    let line = error.lines().find(|line| !line.trim().is_empty()).unwrap_or("it cannot be read");
+    line.trim().chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
+/// Refuses a text that would nest deeply: the parser and the evaluator descend into what nests, on a stack that ends.
+fn shallow(text: &str) -> Result<(), String> {
+    let (mut brackets, mut signs, mut operators, mut quote) = (0_usize, 0_usize, 0_usize, None);
+    let mut before = '\0';
+    for c in text.chars() {
+        match (quote, c) {
+            (Some(open), c) if c == open && before != '\\' => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => quote = Some(c),
+            (None, '(' | '[' | '{') => brackets += 1,
+            (None, ')' | ']' | '}') => brackets = brackets.saturating_sub(1),
+            (None, '!' | '-') => (signs, operators) = (signs + 1, operators + 1),
+            (None, '.' | '+' | '*' | '/' | '%' | '?' | '&' | '|' | '<' | '>' | '=') => operators += 1,
+            (None, _) => {}
+        }
+        if !matches!(c, '!' | '-' | ' ') {
+            signs = 0;
+        }
+        before = if before == '\\' && c == '\\' { '\0' } else { c };
+        if brackets > DEPTH_MOST || signs > DEPTH_MOST {
+            return Err(format!("must not have more than {DEPTH_MOST} brackets or signs within each other"));
+        }
+        if operators > OPERATORS_MOST {
+            return Err(format!("must not have more than {OPERATORS_MOST} operators"));
+        }
+    }
+    Ok(())
+}
+
+/// What is found on a walk over the expression.
+#[derive(Default)]
+struct Survey {
+    looks: Looks,
+    paths: Vec<Vec<String>>,
+    patterns: BTreeMap<String, Regex>,
+    wrong: Vec<String>,
+}
+
+impl Survey {
+    /// Gives the steps that evaluating takes at the worst. `own` are names that loops gave.
+    fn visit<'e>(&mut self, node: &'e IdedExpr, own: &mut Vec<&'e str>) -> u64 {
+        if let Some(path) = arg_path(&node.expr) {
+            self.looks.args = true;
+            if !self.paths.contains(&path) {
+                self.paths.push(path);
+            }
+            return 2;
+        }
+        match &node.expr {
+            Expr::Ident(name) => {
+                self.name(name, own);
+                1
+            }
+            Expr::Select(select) => {
+                if let Expr::Ident(name) = &select.operand.expr
+                    && !own.contains(&name.as_str())
+                {
+                    self.field(name, &select.field);
+                    return 2;
+                }
+                1 + self.visit(&select.operand, own)
+            }
+            Expr::Call(call) => {
+                self.function(call);
+                let target = call.target.as_deref().map_or(0, |target| self.visit(target, own));
+                1 + target + call.args.iter().map(|arg| self.visit(arg, own)).sum::<u64>()
+            }
+            Expr::Comprehension(loops) => {
+                let range = self.visit(&loops.iter_range, own);
+                let start = self.visit(&loops.accu_init, own);
+                let names = own.len();
+                own.push(&loops.iter_var);
+                own.extend(loops.iter_var2.as_deref());
+                own.push(&loops.accu_var);
+                let each = self.visit(&loops.loop_cond, own) + self.visit(&loops.loop_step, own);
+                let end = self.visit(&loops.result, own);
+                own.truncate(names);
+                range + start + end + each.saturating_mul(LOOP_MOST as u64)
+            }
+            Expr::List(list) => 1 + list.elements.iter().map(|entry| self.visit(entry, own)).sum::<u64>(),
+            Expr::Map(map) => {
+                let entries = map.entries.iter();
+                1 + entries.map(|entry| self.entry(&entry.expr, own)).sum::<u64>()
+            }
+            Expr::Struct(_) => {
+                self.wrong.push("makes a message, which conditions cannot".into());
+                1
+            }
+            Expr::Literal(_) | Expr::Unspecified => 1,
+        }
+    }
+
+    fn entry<'e>(&mut self, entry: &'e EntryExpr, own: &mut Vec<&'e str>) -> u64 {
+        match entry {
+            EntryExpr::MapEntry(entry) => self.visit(&entry.key, own) + self.visit(&entry.value, own),
+            EntryExpr::StructField(field) => self.visit(&field.value, own),
+        }
+    }
+
+    fn name(&mut self, name: &str, own: &[&str]) {
+        if own.contains(&name) {
+            return;
+        }
+        match name {
+            "principal" => {}
+            "tool" => self.looks.tool = true,
+            "request" => {
+                let all = Looks { time: true, address: true, era: true, key: true, ..Looks::default() };
+                self.looks = self.looks.or(all);
+            }
+            other => self.wrong.push(format!(
+                "`{other}` is not known here; there are `args`, `tool`, `principal` and `request`"
+            )),
+        }
+    }
+
+    fn field(&mut self, of: &str, field: &str) {
+        if !matches!(of, "principal" | "tool" | "request") {
+            return self.name(of, &[]);
+        }
+        if !FIELDS.iter().any(|(variable, name, _)| *variable == of && *name == field) {
+            let known: Vec<&str> =
+                FIELDS.iter().filter(|(variable, ..)| *variable == of).map(|(_, name, _)| *name).collect();
+            return self.wrong.push(format!("`{of}` has no `{field}`; it has {}", known.join(", ")));
+        }
+        match (of, field) {
+            // Where a call goes is known whatever it is about.
+            ("tool", "server" | "namespace") => {}
+            ("tool", _) => self.looks.tool = true,
+            ("request", "time") => self.looks.time = true,
+            ("request", "address") => self.looks.address = true,
+            ("request", "era") => self.looks.era = true,
+            ("request", "key") => self.looks.key = true,
+            _ => {}
+        }
+    }
+
+    fn function(&mut self, call: &cel::common::ast::CallExpr) {
+        let name = call.func_name.as_str();
+        if !name.starts_with(|c: char| c.is_ascii_alphabetic()) {
+            return;
+        }
+        let known = FUNCTIONS.iter().filter(|(known, ..)| *known == name);
+        let (mut found, mut fits) = (false, false);
+        for (_, on, count) in known {
+            found = true;
+            fits |= call.target.is_some() == *on && call.args.len() == *count;
+        }
+        if !found {
+            return self.wrong.push(format!("there is no function `{name}`"));
+        }
+        if !fits {
+            return self.wrong.push(format!("`{name}` is not called like this"));
+        }
+        let literal = call.args.first().and_then(|arg| match &arg.expr {
+            Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
+            _ => None,
+        });
+        match (name, literal) {
+            ("matches", Some(pattern)) => {
+                match regex::RegexBuilder::new(pattern).size_limit(PATTERN_MOST).build() {
+                    Ok(regex) => {
+                        self.patterns.insert(pattern.to_owned(), regex);
+                    }
+                    Err(_) => self.wrong.push("`matches` has a pattern that cannot be used (RE2)".into()),
+                }
+            }
+            ("matches", None) => self.wrong.push("`matches` takes a text that is written down".into()),
+            ("in_cidr", Some(net)) if net.parse::<ipnet::IpNet>().is_err() => {
+                self.wrong.push("`in_cidr` takes a network, such as \"10.0.0.0/8\"".into());
+            }
+            ("in_cidr", None) => self.wrong.push("`in_cidr` takes a network that is written down".into()),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
