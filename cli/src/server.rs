@@ -8,7 +8,8 @@ use secrecy::ExposeSecret as _;
 use waffles_proto::registry::v1::{
     AuditMode, BasicCredential, BearerCredential, Capture, CreateServerRequest, Credential,
     DeleteServerRequest, Endpoint, GetServerRequest, HeaderCredential, ListServersRequest, NoCredential,
-    ServerSpec, SetServerEnabledRequest, Timeouts, ToolFilter, Transport, UpdateServerRequest, credential,
+    ServerSpec, SetServerEnabledRequest, Timeouts, ToolFilter, ToolMark, Transport, UpdateServerRequest,
+    credential,
 };
 
 use crate::args::Global;
@@ -138,6 +139,13 @@ pub(crate) struct SpecArgs {
     /// A tool that does not exist for callers; may be repeated, and wins.
     #[arg(long, value_name = "PATTERN")]
     deny: Vec<String>,
+    /// What the registry says of tools, as `PATTERN=WORD,…` with `read-only`, `destructive`, `idempotent`, `open-world`, or
+    /// one of them with `not-` before it; may be repeated. Rules and read-only keys go by it.
+    #[arg(long, value_name = "PATTERN=WORDS", value_parser = mark)]
+    mark: Vec<ToolMark>,
+    /// A method that no revision of the protocol names and that callers may use, as name or `*` pattern; may be repeated.
+    #[arg(long, value_name = "PATTERN")]
+    method: Vec<String>,
     /// How long opening a connection may take.
     #[arg(long, value_name = "SPAN", value_parser = moment::span)]
     timeout_connect: Option<Duration>,
@@ -202,6 +210,10 @@ pub(crate) enum Field {
     Allow,
     /// No tool taken away.
     Deny,
+    /// Nothing said of tools.
+    Marks,
+    /// No method beside those of the protocol.
+    Methods,
     /// The default time limits.
     Timeouts,
     /// No field blanked.
@@ -254,6 +266,10 @@ impl SpecArgs {
         };
         replace(&mut spec.tags, self.tag);
         replace(&mut spec.redact, self.redact);
+        replace(&mut spec.methods, self.method);
+        if !self.mark.is_empty() {
+            spec.marks = self.mark;
+        }
         let tools = spec.tools.get_or_insert_default();
         replace(&mut tools.allow, self.allow);
         replace(&mut tools.deny, self.deny);
@@ -290,6 +306,26 @@ impl SpecArgs {
     }
 }
 
+/// Reads `PATTERN=WORD,…`.
+fn mark(text: &str) -> Result<ToolMark, String> {
+    let (pattern, words) = text.split_once('=').ok_or("must be PATTERN=WORD,…")?;
+    let mut mark = ToolMark { pattern: pattern.to_owned(), ..ToolMark::default() };
+    for word in words.split(',') {
+        let (word, value) = word.strip_prefix("not-").map_or((word, true), |word| (word, false));
+        let field = match word {
+            "read-only" => &mut mark.read_only,
+            "destructive" => &mut mark.destructive,
+            "idempotent" => &mut mark.idempotent,
+            "open-world" => &mut mark.open_world,
+            other => {
+                return Err(format!("{other} is not one of read-only, destructive, idempotent, open-world"));
+            }
+        };
+        *field = Some(value);
+    }
+    Ok(mark)
+}
+
 fn endpoints(urls: Vec<String>) -> Vec<Endpoint> {
     urls.into_iter().map(|url| Endpoint { url, weight: 1 }).collect()
 }
@@ -304,6 +340,8 @@ fn clear(spec: &mut ServerSpec, field: Field) {
         }
         Field::Allow => spec.tools.get_or_insert_with(ToolFilter::default).allow.clear(),
         Field::Deny => spec.tools.get_or_insert_with(ToolFilter::default).deny.clear(),
+        Field::Marks => spec.marks.clear(),
+        Field::Methods => spec.methods.clear(),
         Field::Timeouts => spec.timeouts = Some(Timeouts::default()),
         Field::Redact => spec.redact.clear(),
     }

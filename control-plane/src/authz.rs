@@ -174,9 +174,8 @@ fn internal_principal(name: &str) -> Principal {
         id: Uuid::nil(),
         tenant: DEFAULT_TENANT.to_owned(),
         name: name.to_owned(),
-        roles: Vec::new(),
         active: name == "system",
-        tokens_not_before: None,
+        ..Principal::default()
     }
 }
 

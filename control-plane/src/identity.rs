@@ -176,7 +176,7 @@ fn new_admin() -> Principal {
         name: ADMIN.to_owned(),
         roles: vec![Role::Admin.as_str().to_owned()],
         active: true,
-        tokens_not_before: None,
+        ..Principal::default()
     }
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use waffles_core::FieldError;
 use waffles_core::audit::{clean, micros};
 use waffles_core::namespace::{DEFAULT_NAMESPACE, MOST_WEIGHT, Member, Namespace, NamespaceSpec, TOO_HEAVY};
-use waffles_core::policy::{Permission, level};
+use waffles_core::policy::{Permission, Policy, level};
 use waffles_core::snapshot::{Kind, ResourceKey};
 
 use crate::audit;
@@ -282,8 +282,8 @@ fn know(ctx: &OpCtx, name: &str) -> Result<(), Error> {
 fn shown(ctx: &OpCtx, mut namespace: Namespace) -> Option<Namespace> {
     let write = Permission::NamespacesWrite;
     let all = ctx.may(write) || ctx.principal().permissions().contains(write);
-    let seen =
-        ctx.sees_namespace(&namespace.spec.name) && (all || level(&ctx.caller(), &namespace).is_some());
+    let seen = ctx.sees_namespace(&namespace.spec.name)
+        && (all || level(&ctx.caller(), &Policy::default(), &namespace).is_some());
     if !seen {
         return None;
     }

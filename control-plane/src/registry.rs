@@ -326,6 +326,8 @@ fn differences(before: &Spec, after: &Spec) -> Vec<&'static str> {
         ("endpoints", before.endpoints != after.endpoints),
         ("timeouts", before.timeouts != after.timeouts),
         ("tools", before.tools != after.tools),
+        ("marks", before.marks != after.marks),
+        ("methods", before.methods != after.methods),
         ("audit", before.audit != after.audit),
         ("capture", before.capture != after.capture),
         ("redact", before.redact != after.redact),

@@ -157,6 +157,9 @@ pub struct Spec {
     pub tools: ToolFilter,
     /// What the registry says of tools. Of two marks that fit a tool, the earlier one counts.
     pub marks: Vec<ToolMark>,
+    /// Methods that no revision of the protocol names and that callers may use here: names, or patterns in which `*`
+    /// stands for any run of characters. All others are refused.
+    pub methods: Vec<String>,
     /// What an audit outage means for calls.
     pub audit: AuditMode,
     /// How much payload the audit keeps.
@@ -262,6 +265,12 @@ impl Spec {
         for (i, _) in self.marks.iter().enumerate().filter(|(_, mark)| !is_pattern(&mark.pattern)) {
             wrong(format!("marks[{i}].pattern"), "must be 1 to 128 letters, digits or any of `_./-*`");
         }
+        if self.methods.len() > 100 {
+            wrong("methods".into(), "must be at most 100");
+        }
+        for (i, _) in self.methods.iter().enumerate().filter(|(_, method)| !is_pattern(method)) {
+            wrong(format!("methods[{i}]"), "must be 1 to 128 letters, digits or any of `_./-*`");
+        }
         if self.redact.len() > 100 {
             wrong("redact".into(), "must be at most 100");
         }
@@ -271,6 +280,11 @@ impl Spec {
             }
         }
         problems
+    }
+
+    /// Whether callers may use a method that no revision of the protocol names.
+    pub fn allows_method(&self, method: &str) -> bool {
+        self.methods.iter().any(|pattern| fits(pattern, method))
     }
 
     /// What the registry says of a tool.

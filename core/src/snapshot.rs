@@ -332,7 +332,8 @@ impl Snapshot {
         let by_name: HashMap<(&str, &str), &Arc<RoleDef>> =
             self.roles.values().map(|role| ((role.tenant.as_str(), role.name.as_str()), role)).collect();
         for principal in self.principals.values_mut() {
-            let wanted = principal.custom_names().filter_map(|name| by_name.get(&(principal.tenant.as_str(), name)));
+            let wanted =
+                principal.custom_names().filter_map(|name| by_name.get(&(principal.tenant.as_str(), name)));
             let mut wanted: Vec<Arc<RoleDef>> = wanted.map(|role| Arc::clone(role)).collect();
             wanted.sort_unstable_by_key(|role| role.id);
             wanted.dedup();

@@ -94,6 +94,7 @@ pub fn spec_to_proto(spec: &Spec, credential: &Credential, show_secrets: bool) -
         }
         .into(),
         redact: spec.redact.clone(),
+        methods: spec.methods.clone(),
         marks: spec.marks.iter().map(mark_to_proto).collect(),
     }
 }
@@ -168,6 +169,7 @@ pub fn spec_from_proto(
             }
         },
         redact: message.redact,
+        methods: message.methods,
         marks: message.marks.into_iter().map(mark_from_proto).collect(),
     };
     // An endpoint that could not be read was named above; the rest of the check must not complain of its absence.
@@ -563,11 +565,9 @@ impl Snapshot {
                 Err(reason) => {
                     match key.kind {
                         Kind::Server => next.keep_server(self, &key),
-                        Kind::Principal
-                        | Kind::ApiKey
-                        | Kind::TokenKey
-                        | Kind::Namespace
-                        | Kind::Role => next.remove(&key),
+                        Kind::Principal | Kind::ApiKey | Kind::TokenKey | Kind::Namespace | Kind::Role => {
+                            next.remove(&key)
+                        }
                         // What stands for a refused rule was put in its place.
                         Kind::Settings | Kind::Rule | Kind::Session => {}
                     }

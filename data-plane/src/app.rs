@@ -348,6 +348,7 @@ fn health(
         uptime_seconds: started.elapsed().as_secs(),
         exchanges: desk.metrics.served.get(),
         servers: shared.eras.verdicts().into_iter().map(seen).collect(),
+        tools: Vec::new(),
     }
 }
 

@@ -36,7 +36,7 @@ pub struct Identity {
 #[derive(Debug, Clone)]
 enum Shown {
     Key(Arc<ApiKey>),
-    Token { kid: Arc<str>, issued_at: i64, expires_at: i64 },
+    Token { kid: Arc<str>, session: Uuid, issued_at: i64, expires_at: i64 },
 }
 
 /// An identity on its way to another proxy: names, no secret.
@@ -44,7 +44,7 @@ enum Shown {
 pub struct Carried {
     principal: Uuid,
     key: Option<String>,
-    token: Option<(String, i64, i64)>,
+    token: Option<(String, Uuid, i64, i64)>,
 }
 
 impl Identity {
@@ -53,8 +53,9 @@ impl Identity {
         let principal = self.principal.id;
         match &self.shown {
             Shown::Key(key) => Carried { principal, key: Some(key.id.clone()), token: None },
-            Shown::Token { kid, issued_at, expires_at } => {
-                Carried { principal, key: None, token: Some((kid.to_string(), *issued_at, *expires_at)) }
+            Shown::Token { kid, session, issued_at, expires_at } => {
+                let token = Some((kid.to_string(), *session, *issued_at, *expires_at));
+                Carried { principal, key: None, token }
             }
         }
     }
@@ -67,9 +68,9 @@ impl Identity {
                 let key = snapshot.key_by_id(&id).filter(|key| key.owner == principal.id)?;
                 Shown::Key(Arc::clone(key))
             }
-            (None, Some((kid, issued_at, expires_at))) => {
-                snapshot.token_key(&kid)?;
-                Shown::Token { kid: kid.into(), issued_at, expires_at }
+            (None, Some((kid, session, issued_at, expires_at))) => {
+                snapshot.token_key(&kid).filter(|_| !snapshot.is_ended(&session))?;
+                Shown::Token { kid: kid.into(), session, issued_at, expires_at }
             }
             (None, None) => return None,
         };
@@ -105,7 +106,10 @@ impl Identity {
         let principal = Arc::clone(snapshot.principal(&self.principal.id)?);
         let shown = match &self.shown {
             Shown::Key(key) => Shown::Key(Arc::clone(snapshot.key_by_id(&key.id)?)),
-            Shown::Token { kid, .. } => snapshot.token_key(kid).map(|_| self.shown.clone())?,
+            Shown::Token { kid, session, .. } => {
+                snapshot.token_key(kid).filter(|_| !snapshot.is_ended(session))?;
+                self.shown.clone()
+            }
         };
         let renewed = Self { principal, shown, address: self.address };
         renewed.is_current(Utc::now()).then_some(renewed)
@@ -188,7 +192,11 @@ impl Authenticator {
         if principal.tenant != claims.tenant {
             return Err(Reject::Unauthenticated("foreign_tenant"));
         }
-        let shown = Shown::Token { kid: kid.as_str().into(), issued_at: claims.iat, expires_at: claims.exp };
+        if snapshot.is_ended(&claims.sid) {
+            return Err(Reject::Unauthenticated("session_ended"));
+        }
+        let (session, issued_at, expires_at) = (claims.sid, claims.iat, claims.exp);
+        let shown = Shown::Token { kid: kid.as_str().into(), session, issued_at, expires_at };
         Ok(Identity { principal: Arc::clone(principal), shown, address })
     }
 

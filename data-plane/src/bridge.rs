@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use waffles_core::audit::Outcome;
 use waffles_mcp::jsonrpc::{error_response, result_response};
-use waffles_mcp::listing::{filter_list, renamed};
+use waffles_mcp::listing::renamed;
 use waffles_mcp::translate::handshake::Described;
 use waffles_mcp::translate::input::{self, InputRequest};
 use waffles_mcp::translate::{notice, request, result};
@@ -26,6 +26,7 @@ use waffles_mcp::{Head, Id, Kind, Message, Method, Slot, capability, uris};
 
 use crate::flow::{Last, Outbox};
 use crate::front::Front;
+use crate::listing::visible;
 use crate::peers;
 use crate::permit::Permit;
 use crate::record::{End, Record};
@@ -329,10 +330,8 @@ impl Errand {
             let wrap = |uri: &str| Some(uris::wrap(server, uri));
             bytes = uris::map_uris(method, &bytes, &wrap).map_err(bad)?.unwrap_or(bytes);
         }
-        if *method == Method::ToolsList && !self.permit.sees_all() {
-            let permit = &self.permit;
-            let filtered = filter_list(&bytes, "tools", stateless, |tool| permit.sees(tool)).map_err(bad)?;
-            bytes = filtered.map_or(bytes, Bytes::from);
+        if let Some(visible) = visible(&self.permit, Some(method), &bytes, stateless).map_err(bad)? {
+            bytes = visible.into();
         }
         let bytes = match stateless {
             true => result::for_stateless(method, &bytes, info.map(Bytes::as_ref)).map_err(bad)?,

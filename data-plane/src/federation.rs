@@ -12,20 +12,21 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::Utc;
 use futures_util::future::join_all;
 use tokio::time::{Instant, timeout_at};
 use waffles_core::namespace::NamespaceEntry;
 use waffles_core::policy::{Permission, level};
-use waffles_core::snapshot::Snapshot;
+use waffles_core::snapshot::{ServerEntry, Snapshot};
 use waffles_mcp::capability::Capabilities;
 use waffles_mcp::translate::handshake::{self, Described};
-use waffles_mcp::{Revision, names};
+use waffles_mcp::{Era, Revision, names};
 
 use crate::authn::Identity;
 use crate::bridge::Naming;
 use crate::front::Front;
 use crate::hub::{Part, View};
-use crate::permit::Permit;
+use crate::permit::{Ask, Notes, Permit};
 use crate::reject::Reject;
 use crate::shared::Means;
 use crate::upstream::eras::waffles;
@@ -86,8 +87,10 @@ impl Member {
         let exposed = self.exposed.as_ref().and_then(|namespace| namespace.member(self.name()));
         match kind {
             Kind::Tools => self.permit.sees(own),
-            Kind::Prompts => self.exposes(own),
-            Kind::Resources | Kind::Templates => exposed.is_none_or(|member| member.resources.contains(own)),
+            Kind::Prompts => self.exposes(own) && self.permit.reads(),
+            Kind::Resources | Kind::Templates => {
+                exposed.is_none_or(|member| member.resources.contains(own)) && self.permit.reads()
+            }
         }
     }
 }
@@ -106,10 +109,11 @@ impl Realm {
         let hidden = |rule: &'static str| Reject::UnknownServer(rule.into());
         let tenant = &identity.principal().tenant;
         let namespace = snapshot.namespace(tenant, name).ok_or_else(|| hidden("registry"))?;
-        level(&identity.caller(), &namespace.namespace).ok_or_else(|| hidden("namespace:levels"))?;
+        let policy = snapshot.policy(tenant);
+        level(&identity.caller(), policy, &namespace.namespace).ok_or_else(|| hidden("namespace:levels"))?;
         let members = namespace.members.iter().filter_map(|member| {
             let entry = snapshot.server(tenant, &member.server)?;
-            let permit = Permit::authorize_at(identity, entry, Some(namespace), None).ok()?;
+            let permit = behind(snapshot, identity, entry, Some(namespace))?;
             Some(Member { permit, bare: !member.prefix, exposed: Some(Arc::clone(namespace)) })
         });
         let members = members.collect();
@@ -118,16 +122,17 @@ impl Realm {
     }
 
     fn all(snapshot: &Snapshot, identity: &Identity) -> Result<Self, Reject> {
-        if !identity.caller().permissions().contains(Permission::GatewayUse) {
-            return Err(Reject::UnknownServer("no role permits gateway:use".into()));
-        }
         let tenant = &identity.principal().tenant;
         let mut members: Vec<Member> = snapshot
             .servers()
             .filter(|entry| entry.server.tenant == *tenant)
-            .filter_map(|entry| Permit::authorize(identity, entry, None).ok())
+            .filter_map(|entry| behind(snapshot, identity, entry, None))
             .map(|permit| Member { permit, bare: false, exposed: None })
             .collect();
+        // Who may use the gateway but no server yet stands before an empty hall, anybody else before no door.
+        if members.is_empty() && !identity.caller().holds_anywhere(Permission::GatewayUse) {
+            return Err(Reject::UnknownServer("no role permits gateway:use".into()));
+        }
         members.sort_unstable_by(|one, other| one.name().cmp(other.name()));
         Ok(Self { door: "all".into(), namespace: None, members })
     }
@@ -165,6 +170,17 @@ impl Realm {
         once.retain(|name| !twice.contains(name) && matches!(names::split(name), names::Public::Bare(_)));
         once
     }
+}
+
+/// The right to a server's handshake and lists.
+fn behind(
+    snapshot: &Snapshot,
+    identity: &Identity,
+    entry: &Arc<ServerEntry>,
+    namespace: Option<&Arc<NamespaceEntry>>,
+) -> Option<Permit> {
+    let ask = Ask { head: None, message: None, era: Era::Sessions, now: Utc::now() };
+    Permit::authorize(snapshot, identity, entry, namespace, ask, &mut Notes::default()).ok()
 }
 
 impl Means {

@@ -18,16 +18,17 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
+use waffles_core::namespace::NamespaceEntry;
 use waffles_core::snapshot::{ServerEntry, Snapshot};
 use waffles_mcp::headers::{self, MCP_PROTOCOL_VERSION, MCP_SESSION_ID, check_singletons, singleton};
 use waffles_mcp::jsonrpc::{parse_batch, result_response};
-use waffles_mcp::{Head, Id, Kind, Limits, Message, Method, Revision, head};
+use waffles_mcp::{Era, Head, Id, Kind, Limits, Message, Method, Revision, head};
 use waffles_runtime::drain::Drain;
 
 use crate::authn::{Authenticator, Identity};
 use crate::flow::Outbox;
 use crate::front::{self, Front};
-use crate::permit::Permit;
+use crate::permit::{Ask, Notes, Permit};
 use crate::record::{Desk, End, Record};
 use crate::reject::Reject;
 use crate::session::Session;
@@ -110,6 +111,7 @@ struct Exchange {
     /// What the answer must echo.
     id: Option<Id>,
     modern: bool,
+    era: Era,
     /// Who sent it, where another proxy has passed it on.
     passed: Option<Identity>,
 }
@@ -180,8 +182,16 @@ impl Gateway {
     ) -> Option<Response<Body>> {
         let snapshot = self.current.load();
         let record = Record::open(Arc::clone(&self.desk), peer.ip().to_canonical(), snapshot.revision);
-        let mut exchange =
-            Exchange { snapshot, peer, verb: parts.method.clone(), record, id: None, modern: false, passed };
+        let mut exchange = Exchange {
+            snapshot,
+            peer,
+            verb: parts.method.clone(),
+            record,
+            id: None,
+            modern: false,
+            era: Era::Sessions,
+            passed,
+        };
         match self.handle(&mut exchange, door, parts, source).await {
             Ok(response) => Some(response),
             Err(reject) => {
@@ -222,8 +232,8 @@ impl Gateway {
             return self.federated(exchange, door, parts, identity, call).await;
         }
         let entry = resolve(exchange, door, &identity)?;
-        let permit = Permit::authorize(&identity, &entry, head)?;
-        exchange.record.note_rule(permit.rule());
+        let message = call.as_ref().map(|call| &call.message);
+        let permit = authorize(exchange, &identity, &entry, None, head, message)?;
         let session = match self.attach(exchange, parts, &permit, head).await? {
             Attached::Native(session) => session,
             // The ways that are not the common one are boxed: they are large, and every exchange would carry their room.
@@ -362,6 +372,11 @@ async fn decode(exchange: &mut Exchange, parts: &Parts, source: &mut Source) -> 
         return Err(Reject::InitializeInBatch);
     }
     exchange.modern = head.is_modern() || revision.is_some_and(Revision::is_modern);
+    exchange.era = match revision.map(Revision::era) {
+        _ if exchange.modern => Era::Stateless,
+        Some(Era::HttpSse) => Era::HttpSse,
+        _ => Era::Sessions,
+    };
     if exchange.modern {
         head.require_modern()?;
         headers::validate(&parts.headers, &head)?;
@@ -439,6 +454,25 @@ fn resolve(exchange: &mut Exchange, door: &Door, identity: &Identity) -> Result<
     let entry = Arc::clone(entry.ok_or(Reject::UnknownServer("registry".into()))?);
     exchange.record.note_server(&entry, entry.server.spec.name.as_str().into());
     Ok(entry)
+}
+
+/// Whether the caller may, and the note of what decided: also of a refusal, which may be asked about later.
+fn authorize(
+    exchange: &mut Exchange,
+    identity: &Identity,
+    entry: &Arc<ServerEntry>,
+    namespace: Option<&Arc<NamespaceEntry>>,
+    head: Option<&Head>,
+    message: Option<&Message>,
+) -> Result<Permit, Reject> {
+    let ask = Ask { head, message, era: exchange.era, now: exchange.record.opened_at() };
+    let mut notes = Notes::default();
+    let permit = Permit::authorize(&exchange.snapshot, identity, entry, namespace, ask, &mut notes);
+    exchange.record.note_policy(&notes);
+    if let Ok(permit) = &permit {
+        exchange.record.note_rule(permit.rule());
+    }
+    permit
 }
 
 /// A result of our own.

@@ -1,4 +1,6 @@
-//! What of a server's answer a caller may see: a tool that cannot be called is not listed, because both ask `Permit`.
+//! What of a server's answer a caller may see: what cannot be called is not listed, because both ask `Permit`.
+
+use std::collections::HashSet;
 
 use bytes::Bytes;
 use waffles_core::seal::SealRing;
@@ -9,8 +11,11 @@ use waffles_mcp::{Message, Method, ParseError, Slot};
 use crate::permit::Permit;
 use crate::tasks;
 
-/// The answer for the caller, in the era of the exchange. `method` is none where it is not known: then any list of tools
-/// is filtered.
+/// The lists that a result can hold.
+const LISTS: [&str; 4] = ["tools", "prompts", "resources", "resourceTemplates"];
+
+/// The answer for the caller, in the era of the exchange. `method` is none where it is not known: then any list is
+/// filtered.
 pub fn answer_for(
     permit: &Permit,
     modern: bool,
@@ -24,26 +29,49 @@ pub fn answer_for(
         let public = tasks::public(ring, permit, &own).unwrap_or_default();
         return Ok(message.rewrite_with(None, &[(Slot::ResultTaskId, &public)]));
     }
-    let lists_tools = match method {
-        Some(method) => *method == Method::ToolsList,
-        None => names_tools(&result),
-    };
-    if !lists_tools || permit.sees_all() {
-        return Ok(message.rewrite());
-    }
     // What was filtered by a caller's rights is the caller's own, whatever the server said of it
     // [2026-07-28 server/utilities/caching].
     let private = modern || message.raw(Slot::ResultType).is_some();
-    match filter_list(&result, "tools", private, |tool| permit.sees(tool))? {
+    match visible(permit, method, &result, private)? {
         Some(filtered) => Ok(result_response(id, &filtered)),
         None => Ok(message.rewrite()),
     }
 }
 
-fn names_tools(result: &[u8]) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Tools {
-        tools: Option<serde::de::IgnoredAny>,
+/// A result without what the caller may not see; none where that is nothing. With `private`, a list that lost an entry
+/// says that it is one caller's.
+pub fn visible(
+    permit: &Permit,
+    method: Option<&Method>,
+    result: &[u8],
+    private: bool,
+) -> Result<Option<Vec<u8>>, ParseError> {
+    let lists: Vec<&str> = match method {
+        Some(method) => method.list_key().into_iter().filter(|key| LISTS.contains(key)).collect(),
+        None => {
+            let held = names(result);
+            LISTS.into_iter().filter(|key| held.contains(*key)).collect()
+        }
+    };
+    if lists.is_empty() || permit.sees_all() {
+        return Ok(None);
     }
-    serde_json::from_slice::<Tools>(result).is_ok_and(|result| result.tools.is_some())
+    let mut filtered: Option<Vec<u8>> = None;
+    for list in lists {
+        let whole = filtered.as_deref().unwrap_or(result);
+        let next = match list {
+            "tools" => filter_list(whole, list, private, |tool| permit.sees(tool))?,
+            _ if permit.reads() => None,
+            _ => filter_list(whole, list, private, |_| false)?,
+        };
+        filtered = next.or(filtered);
+    }
+    Ok(filtered)
+}
+
+/// The names of a result's fields.
+fn names(result: &[u8]) -> HashSet<String> {
+    let fields: Result<std::collections::HashMap<String, serde::de::IgnoredAny>, _> =
+        serde_json::from_slice(result);
+    fields.map(|fields| fields.into_keys().collect()).unwrap_or_default()
 }

@@ -50,6 +50,10 @@ pub struct Metrics {
     pub subscriptions: Gauge,
     /// Connections of clients.
     pub connections: Gauge,
+    /// Conditions of rules that failed, and so counted against a caller.
+    pub failed_conditions: Counter,
+    /// Rules that only take note, where they would have decided.
+    pub noted_rules: Counter,
     /// Connections turned away at the cap.
     pub refused_connections: Counter,
     /// The revision in force.
@@ -82,6 +86,8 @@ impl Metrics {
             listeners: Gauge::default(),
             subscriptions: Gauge::default(),
             connections: Gauge::default(),
+            failed_conditions: Counter::default(),
+            noted_rules: Counter::default(),
             refused_connections: Counter::default(),
             revision: Gauge::default(),
             config_age: Gauge::default(),
@@ -122,6 +128,12 @@ impl Metrics {
                 "Connections turned away at the cap",
                 m.refused_connections,
             );
+            r.register(
+                "waffles_failed_conditions",
+                "Conditions of rules that failed, and so counted against a caller",
+                m.failed_conditions,
+            );
+            r.register("waffles_noted_rules", "Log-only rules that would have decided", m.noted_rules);
             r.register("waffles_config_revision", "The configuration revision in force", m.revision);
             r.register("waffles_config_age_seconds", "Since the control plane was last heard", m.config_age);
             r.register("waffles_config_connected", "Whether the configuration stream is up", m.connected);

@@ -15,6 +15,7 @@ use waffles_mcp::Head;
 use crate::audit::Trail;
 use crate::authn::Identity;
 use crate::metrics::Metrics;
+use crate::permit::Notes;
 use crate::reject::{Fault, Reject};
 
 /// Most bytes of one captured payload.
@@ -180,6 +181,20 @@ impl Record {
     pub fn note_rule(&mut self, rule: &str) {
         if let Some(event) = &mut self.event {
             rule.clone_into(&mut event.rule);
+        }
+    }
+
+    /// Notes what is to be counted of the decision.
+    pub fn note_policy(&mut self, notes: &Notes) {
+        if notes.failed > 0 {
+            self.desk.metrics.failed_conditions.inc_by(notes.failed.into());
+        }
+        if notes.noted.is_empty() {
+            return;
+        }
+        self.desk.metrics.noted_rules.inc_by(notes.noted.len() as u64);
+        if let Some(event) = &mut self.event {
+            event.detail = clean(&format!("noted {}", notes.noted.join(", ")), MAX_TEXT);
         }
     }
 

@@ -2,7 +2,6 @@
 //! without a control plane.
 
 use anyhow::ensure;
-use chrono::DateTime;
 use serde_json::Value;
 use uuid::Uuid;
 use waffles_core::namespace::Level;
@@ -58,10 +57,10 @@ fn level_of(snapshot: &Snapshot, name: &str, role: &str, namespace: &str) -> Opt
         name: name.into(),
         roles: vec![role.into()],
         active: true,
-        tokens_not_before: None::<DateTime<_>>,
+        ..Principal::default()
     };
     let caller = Caller { principal: &principal, key: None, address: None };
-    level(&caller, &snapshot.namespace("default", namespace)?.namespace)
+    level(&caller, snapshot.policy("default"), &snapshot.namespace("default", namespace)?.namespace)
 }
 
 fn members(snapshot: &Snapshot, namespace: &str) -> Vec<String> {

@@ -75,7 +75,7 @@ impl Seed {
             name: name.into(),
             roles: vec![role.into()],
             active: true,
-            tokens_not_before: None,
+            ..Principal::default()
         };
         change(&mut principal);
         self.resources.push(wire::principal_resource(&principal));

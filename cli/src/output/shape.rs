@@ -47,6 +47,44 @@ pub(crate) struct Timeouts {
     total_ms: u64,
 }
 
+/// What the registry says of tools.
+#[derive(Debug, Serialize)]
+pub(crate) struct Mark {
+    pattern: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_only: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    destructive: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotent: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    open_world: Option<bool>,
+}
+
+impl From<registry_pb::ToolMark> for Mark {
+    fn from(mark: registry_pb::ToolMark) -> Self {
+        let registry_pb::ToolMark { pattern, read_only, destructive, idempotent, open_world } = mark;
+        Self { pattern, read_only, destructive, idempotent, open_world }
+    }
+}
+
+impl Mark {
+    /// As `--mark` takes it.
+    fn text(&self) -> String {
+        let words = [
+            ("read-only", self.read_only),
+            ("destructive", self.destructive),
+            ("idempotent", self.idempotent),
+            ("open-world", self.open_world),
+        ];
+        let word = |(word, said): (&str, Option<bool>)| {
+            said.map(|said| if said { word.to_owned() } else { format!("not-{word}") })
+        };
+        let words: Vec<String> = words.into_iter().filter_map(word).collect();
+        format!("{}={}", self.pattern, words.join(","))
+    }
+}
+
 /// A registered server.
 #[derive(Debug, Serialize)]
 pub(crate) struct Server {
@@ -64,6 +102,8 @@ pub(crate) struct Server {
     timeouts: Timeouts,
     allow: Vec<String>,
     deny: Vec<String>,
+    marks: Vec<Mark>,
+    methods: Vec<String>,
     audit: &'static str,
     capture: &'static str,
     redact: Vec<String>,
@@ -144,6 +184,8 @@ impl From<registry_pb::Server> for Server {
             },
             allow: spec.tools.as_ref().map(|tools| tools.allow.clone()).unwrap_or_default(),
             deny: spec.tools.map(|tools| tools.deny).unwrap_or_default(),
+            marks: spec.marks.into_iter().map(Mark::from).collect(),
+            methods: spec.methods,
             audit: match registry_pb::AuditMode::try_from(spec.audit) {
                 Ok(registry_pb::AuditMode::Strict) => "strict",
                 Ok(registry_pb::AuditMode::Count | registry_pb::AuditMode::Unspecified) => "count",
@@ -201,6 +243,8 @@ impl Shape for Server {
             ),
             ("allow", list(&self.allow)),
             ("deny", list(&self.deny)),
+            ("marks", self.marks.iter().map(Mark::text).collect::<Vec<_>>().join("\n")),
+            ("methods", list(&self.methods)),
             ("audit", self.audit.to_owned()),
             ("capture", self.capture.to_owned()),
             ("redact", list(&self.redact)),

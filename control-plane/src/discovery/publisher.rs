@@ -183,7 +183,8 @@ impl Publisher {
         for change in changed.iter().filter(|change| !change.removed) {
             let key = &change.key;
             let resource = match key.kind {
-                Kind::Server | Kind::Namespace => None,
+                Kind::Server | Kind::Namespace | Kind::Role | Kind::Rule => None,
+                Kind::Session => key.id.parse().ok().map(wire::session_resource),
                 Kind::Settings => Some(wire::settings_resource(&self.settings)),
                 Kind::TokenKey => {
                     principals::token_key(tx, &key.id).await?.as_ref().map(wire::token_key_resource)
@@ -232,7 +233,7 @@ impl Publisher {
 /// Whether a resource gives rights. One that is said to have changed and cannot be read then counts as gone,
 /// since a right that cannot be read is no right; that also covers a key that has ended.
 fn is_right(kind: Kind) -> bool {
-    matches!(kind, Kind::Principal | Kind::ApiKey | Kind::TokenKey | Kind::Namespace)
+    matches!(kind, Kind::Principal | Kind::ApiKey | Kind::TokenKey | Kind::Namespace | Kind::Role)
 }
 
 fn settings_key() -> ResourceKey {

@@ -178,6 +178,41 @@ pub(super) struct Tools {
     deny: Vec<String>,
 }
 
+/// What the registry says of tools. Rules and read-only keys go by it, and never by what a server says of its own tools.
+/// Absent: nothing is said.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ToolMark {
+    /// A name, or a pattern in which `*` stands for any run of characters. Of two marks that fit, the earlier one counts.
+    pattern: String,
+    /// They only read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_only: Option<bool>,
+    /// They may destroy something.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    destructive: Option<bool>,
+    /// Calling one twice is as calling it once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotent: Option<bool>,
+    /// They reach beyond their server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    open_world: Option<bool>,
+}
+
+impl From<core::ToolMark> for ToolMark {
+    fn from(mark: core::ToolMark) -> Self {
+        let core::Marks { read_only, destructive, idempotent, open_world } = mark.marks;
+        Self { pattern: mark.pattern, read_only, destructive, idempotent, open_world }
+    }
+}
+
+impl From<ToolMark> for core::ToolMark {
+    fn from(mark: ToolMark) -> Self {
+        let ToolMark { pattern, read_only, destructive, idempotent, open_world } = mark;
+        Self { pattern, marks: core::Marks { read_only, destructive, idempotent, open_world } }
+    }
+}
+
 /// A server to register.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -200,6 +235,12 @@ pub(super) struct NewServer {
     timeouts: Timeouts,
     #[serde(default)]
     tools: Tools,
+    /// What the registry says of tools.
+    #[serde(default)]
+    marks: Vec<ToolMark>,
+    /// Methods that no revision of the protocol names and that callers may use here: names or `*` patterns.
+    #[serde(default)]
+    methods: Vec<String>,
     #[serde(default)]
     audit: AuditMode,
     #[serde(default)]
@@ -240,6 +281,12 @@ pub(super) struct ServerUpdate {
     timeouts: Timeouts,
     #[serde(default)]
     tools: Tools,
+    /// What the registry says of tools.
+    #[serde(default)]
+    marks: Vec<ToolMark>,
+    /// Methods that no revision of the protocol names and that callers may use here: names or `*` patterns.
+    #[serde(default)]
+    methods: Vec<String>,
     #[serde(default)]
     audit: AuditMode,
     #[serde(default)]
@@ -262,6 +309,8 @@ pub(super) struct Server {
     credential: Credential,
     timeouts: Timeouts,
     tools: Tools,
+    marks: Vec<ToolMark>,
+    methods: Vec<String>,
     audit: AuditMode,
     capture: Capture,
     redact: Vec<String>,
@@ -327,6 +376,8 @@ impl From<core::Server> for Server {
             },
             timeouts: spec.timeouts.into(),
             tools: Tools { allow: spec.tools.allow, deny: spec.tools.deny },
+            marks: spec.marks.into_iter().map(ToolMark::from).collect(),
+            methods: spec.methods,
             audit: match spec.audit {
                 core::AuditMode::Count => AuditMode::Count,
                 core::AuditMode::Strict => AuditMode::Strict,
@@ -377,6 +428,8 @@ impl NewServer {
             credential: self.credential,
             timeouts: self.timeouts,
             tools: self.tools,
+            marks: self.marks,
+            methods: self.methods,
             audit: self.audit,
             capture: self.capture,
             redact: self.redact,
@@ -411,6 +464,8 @@ impl ServerUpdate {
             endpoints,
             timeouts: self.timeouts.into(),
             tools: ToolFilter { allow: self.tools.allow, deny: self.tools.deny },
+            marks: self.marks.into_iter().map(core::ToolMark::from).collect(),
+            methods: self.methods,
             audit: match self.audit {
                 AuditMode::Count => core::AuditMode::Count,
                 AuditMode::Strict => core::AuditMode::Strict,

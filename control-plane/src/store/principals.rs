@@ -31,6 +31,7 @@ impl From<UserRow> for Principal {
             roles: row.roles.0,
             active: row.active,
             tokens_not_before: row.tokens_not_before,
+            ..Self::default()
         }
     }
 }

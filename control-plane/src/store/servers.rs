@@ -12,7 +12,7 @@ use url::Url;
 use uuid::Uuid;
 use waffles_core::seal::SealRing;
 use waffles_core::server::{
-    AuditMode, Capture, Credential, Endpoint, Server, Spec, Timeouts, ToolFilter, Transport,
+    AuditMode, Capture, Credential, Endpoint, Marks, Server, Spec, Timeouts, ToolFilter, ToolMark, Transport,
 };
 use zeroize::Zeroizing;
 
@@ -375,6 +375,10 @@ struct SpecDoc {
     timeouts_us: TimeoutsDoc,
     tools_allow: Vec<String>,
     tools_deny: Vec<String>,
+    #[serde(default)]
+    marks: Vec<MarkDoc>,
+    #[serde(default)]
+    methods: Vec<String>,
     audit: String,
     capture: String,
     redact: Vec<String>,
@@ -384,6 +388,29 @@ struct SpecDoc {
 struct EndpointDoc {
     url: Url,
     weight: u16,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct MarkDoc {
+    pattern: String,
+    read_only: Option<bool>,
+    destructive: Option<bool>,
+    idempotent: Option<bool>,
+    open_world: Option<bool>,
+}
+
+impl From<&ToolMark> for MarkDoc {
+    fn from(mark: &ToolMark) -> Self {
+        let Marks { read_only, destructive, idempotent, open_world } = mark.marks;
+        Self { pattern: mark.pattern.clone(), read_only, destructive, idempotent, open_world }
+    }
+}
+
+impl From<MarkDoc> for ToolMark {
+    fn from(mark: MarkDoc) -> Self {
+        let MarkDoc { pattern, read_only, destructive, idempotent, open_world } = mark;
+        Self { pattern, marks: Marks { read_only, destructive, idempotent, open_world } }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -419,6 +446,8 @@ impl From<&Spec> for SpecDoc {
             },
             tools_allow: spec.tools.allow.clone(),
             tools_deny: spec.tools.deny.clone(),
+            marks: spec.marks.iter().map(MarkDoc::from).collect(),
+            methods: spec.methods.clone(),
             audit: match spec.audit {
                 AuditMode::Count => "count",
                 AuditMode::Strict => "strict",
@@ -461,6 +490,8 @@ impl SpecDoc {
                 total: Duration::from_micros(self.timeouts_us.total),
             },
             tools: ToolFilter { allow: self.tools_allow, deny: self.tools_deny },
+            marks: self.marks.into_iter().map(ToolMark::from).collect(),
+            methods: self.methods,
             audit: match self.audit.as_str() {
                 "count" => AuditMode::Count,
                 "strict" => AuditMode::Strict,

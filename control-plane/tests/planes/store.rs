@@ -193,7 +193,7 @@ async fn keys_that_ended_by_themselves_leave_the_proxies_once() {
             name: "alice@localhost".into(),
             roles: vec!["user".into()],
             active: true,
-            tokens_not_before: None,
+            ..Principal::default()
         };
         let mut tx = db.begin().await.unwrap();
         principals::put_user(&mut tx, &owner, "", now).await.unwrap();

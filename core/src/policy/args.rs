@@ -117,7 +117,8 @@ fn fields(text: &str) -> Result<Vec<(std::borrow::Cow<'_, str>, &RawValue)>, Str
     }
     use serde::Deserializer as _;
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let fields = deserializer.deserialize_map(Fields).map_err(|_| "the arguments cannot be read".to_owned())?;
+    let fields =
+        deserializer.deserialize_map(Fields).map_err(|_| "the arguments cannot be read".to_owned())?;
     let mut names: Vec<&str> = fields.iter().map(|(name, _)| name.as_ref()).collect();
     names.sort_unstable();
     if names.windows(2).any(|pair| pair.first() == pair.last()) {

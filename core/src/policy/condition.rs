@@ -9,7 +9,8 @@ use std::sync::{Arc, OnceLock};
 use cel::common::ast::{EntryExpr, Expr, LiteralValue, operators};
 use cel::extractors::This;
 use cel::objects::{Key, Map, Value};
-use cel::{Context, Env, ExecutionError, IdedExpr, Program};
+use cel::parser::PrattParser;
+use cel::{Context, Env, ExecutionError, IdedExpr};
 use chrono::{DateTime, Utc};
 use regex::Regex;
 
@@ -20,10 +21,12 @@ use super::types;
 pub const CONDITION_MOST: usize = 4000;
 /// Nodes of the largest condition, what a loop does counted once for each entry that there can be.
 const COST_MOST: u64 = 20_000;
-/// Brackets within brackets, or signs before signs.
-const DEPTH_MOST: usize = 16;
-/// Characters of operators, dots included: chains of them nest as brackets do.
-const OPERATORS_MOST: usize = 300;
+/// How deep an expression may nest: the evaluator descends into it, on a stack that ends.
+const DEPTH_MOST: u16 = 32;
+/// Fields within fields of the arguments.
+const PATH_MOST: usize = 16;
+/// Nodes of an expression.
+const NODES_MOST: usize = 1000;
 /// Entries of a list or object that a loop can be about; an argument with more fails the condition.
 pub(super) const LOOP_MOST: usize = 256;
 /// Bytes of a compiled pattern of `matches`.
@@ -63,16 +66,21 @@ impl Looks {
 
 /// A compiled condition.
 pub struct Condition {
-    program: Program,
+    expression: IdedExpr,
     looks: Looks,
     paths: Vec<Vec<String>>,
     wanted: Paths,
     patterns: Arc<BTreeMap<String, Regex>>,
+    /// It calls `in_cidr`.
+    in_cidr: bool,
 }
 
 impl std::fmt::Debug for Condition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Condition").field("looks", &self.looks).field("paths", &self.paths).finish_non_exhaustive()
+        f.debug_struct("Condition")
+            .field("looks", &self.looks)
+            .field("paths", &self.paths)
+            .finish_non_exhaustive()
     }
 }
 
@@ -108,30 +116,34 @@ impl Condition {
         if text.len() > CONDITION_MOST {
             return one(format!("must have at most {CONDITION_MOST} bytes"));
         }
-        shallow(text).map_err(|reason| vec![reason])?;
         // The parser is a guest here: what it cannot take must not end the process.
-        let program = match catch_unwind(AssertUnwindSafe(|| environment().compile(text))) {
-            Ok(Ok(program)) => program,
+        let parser =
+            || PrattParser::new().max_recursion_depth(DEPTH_MOST).max_expression_node_count(NODES_MOST);
+        let expression = match catch_unwind(AssertUnwindSafe(|| parser().parse(text))) {
+            Ok(Ok(expression)) => expression,
             Ok(Err(errors)) => return one(format!("is no expression: {}", said(&errors.to_string()))),
             Err(_) => return one("is no expression that can be read".into()),
         };
         let mut survey = Survey::default();
-        let cost = survey.visit(program.expression(), &mut Vec::new());
+        let cost = survey.visit(&expression, &mut Vec::new(), 0);
         let mut wrong = survey.wrong;
         if cost > COST_MOST {
             wrong.push(format!("costs too much: {cost} steps at the worst, {COST_MOST} may be"));
         }
-        wrong.extend(types::check(program.expression(), &|_| types::Type::Any));
+        if survey.depth <= usize::from(DEPTH_MOST) {
+            wrong.extend(types::check(&expression, &|_| types::Type::Any));
+        }
         if !wrong.is_empty() {
             return Err(wrong);
         }
         let wanted = Paths::of(&survey.paths);
         Ok(Self {
-            program,
+            expression,
             looks: survey.looks,
             paths: survey.paths,
             wanted,
             patterns: Arc::new(survey.patterns),
+            in_cidr: survey.in_cidr,
         })
     }
 
@@ -156,7 +168,7 @@ impl Condition {
         }
         if wrong.is_empty() {
             let of = |path: &[String]| types::of_path(schema, path).unwrap_or(types::Type::Any);
-            wrong.extend(types::check(self.program.expression(), &of));
+            wrong.extend(types::check(&self.expression, &of));
         }
         wrong
     }
@@ -165,7 +177,7 @@ impl Condition {
     pub fn holds(&self, asked: &Asked<'_>) -> Result<bool, String> {
         let mut context = Context::with_env(Arc::clone(environment()));
         self.bind(&mut context, asked)?;
-        let asked = catch_unwind(AssertUnwindSafe(|| self.program.execute(&context)));
+        let asked = catch_unwind(AssertUnwindSafe(|| Value::resolve(&self.expression, &context)));
         match asked {
             Ok(Ok(Value::Bool(holds))) => Ok(holds),
             Ok(Ok(_)) => Err("it is neither true nor false".into()),
@@ -224,7 +236,7 @@ impl Condition {
             };
             context.add_function("matches", matches).map_err(|error| error.to_string())?;
         }
-        if self.program.references().has_function("in_cidr") {
+        if self.in_cidr {
             let in_cidr = |This(address): This<Arc<String>>, net: Arc<String>| {
                 let wrong = |what: &str| ExecutionError::function_error("in_cidr", what);
                 let address: std::net::IpAddr = address.parse().map_err(|_| wrong("is no address"))?;
@@ -350,35 +362,6 @@ fn said(error: &str) -> String {
     line.trim().chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
-/// Refuses a text that would nest deeply: the parser and the evaluator descend into what nests, on a stack that ends.
-fn shallow(text: &str) -> Result<(), String> {
-    let (mut brackets, mut signs, mut operators, mut quote) = (0_usize, 0_usize, 0_usize, None);
-    let mut before = '\0';
-    for c in text.chars() {
-        match (quote, c) {
-            (Some(open), c) if c == open && before != '\\' => quote = None,
-            (Some(_), _) => {}
-            (None, '"' | '\'') => quote = Some(c),
-            (None, '(' | '[' | '{') => brackets += 1,
-            (None, ')' | ']' | '}') => brackets = brackets.saturating_sub(1),
-            (None, '!' | '-') => (signs, operators) = (signs + 1, operators + 1),
-            (None, '.' | '+' | '*' | '/' | '%' | '?' | '&' | '|' | '<' | '>' | '=') => operators += 1,
-            (None, _) => {}
-        }
-        if !matches!(c, '!' | '-' | ' ') {
-            signs = 0;
-        }
-        before = if before == '\\' && c == '\\' { '\0' } else { c };
-        if brackets > DEPTH_MOST || signs > DEPTH_MOST {
-            return Err(format!("must not have more than {DEPTH_MOST} brackets or signs within each other"));
-        }
-        if operators > OPERATORS_MOST {
-            return Err(format!("must not have more than {OPERATORS_MOST} operators"));
-        }
-    }
-    Ok(())
-}
-
 /// What is found on a walk over the expression.
 #[derive(Default)]
 struct Survey {
@@ -386,13 +369,28 @@ struct Survey {
     paths: Vec<Vec<String>>,
     patterns: BTreeMap<String, Regex>,
     wrong: Vec<String>,
+    in_cidr: bool,
+    depth: usize,
 }
 
 impl Survey {
     /// Gives the steps that evaluating takes at the worst. `own` are names that loops gave.
-    fn visit<'e>(&mut self, node: &'e IdedExpr, own: &mut Vec<&'e str>) -> u64 {
+    fn visit<'e>(&mut self, node: &'e IdedExpr, own: &mut Vec<&'e str>, depth: usize) -> u64 {
+        self.depth = self.depth.max(depth);
+        if depth > usize::from(DEPTH_MOST) {
+            // Said once, at the end of the way down.
+            if !self.wrong.iter().any(|wrong| wrong.starts_with("nests")) {
+                self.wrong.push(format!("nests more than {DEPTH_MOST} deep"));
+            }
+            return 1;
+        }
+        let depth = depth + 1;
         if let Some(path) = arg_path(&node.expr) {
             self.looks.args = true;
+            if path.len() > PATH_MOST {
+                self.wrong.push(format!("looks more than {PATH_MOST} fields deep into `args`"));
+                return 1;
+            }
             if !self.paths.contains(&path) {
                 self.paths.push(path);
             }
@@ -410,29 +408,32 @@ impl Survey {
                     self.field(name, &select.field);
                     return 2;
                 }
-                1 + self.visit(&select.operand, own)
+                1 + self.visit(&select.operand, own, depth)
             }
             Expr::Call(call) => {
                 self.function(call);
-                let target = call.target.as_deref().map_or(0, |target| self.visit(target, own));
-                1 + target + call.args.iter().map(|arg| self.visit(arg, own)).sum::<u64>()
+                let target = call.target.as_deref().map_or(0, |target| self.visit(target, own, depth));
+                1 + target + call.args.iter().map(|arg| self.visit(arg, own, depth)).sum::<u64>()
             }
             Expr::Comprehension(loops) => {
-                let range = self.visit(&loops.iter_range, own);
-                let start = self.visit(&loops.accu_init, own);
+                let range = self.visit(&loops.iter_range, own, depth);
+                let start = self.visit(&loops.accu_init, own, depth);
                 let names = own.len();
                 own.push(&loops.iter_var);
                 own.extend(loops.iter_var2.as_deref());
                 own.push(&loops.accu_var);
-                let each = self.visit(&loops.loop_cond, own) + self.visit(&loops.loop_step, own);
-                let end = self.visit(&loops.result, own);
+                let each =
+                    self.visit(&loops.loop_cond, own, depth) + self.visit(&loops.loop_step, own, depth);
+                let end = self.visit(&loops.result, own, depth);
                 own.truncate(names);
                 range + start + end + each.saturating_mul(LOOP_MOST as u64)
             }
-            Expr::List(list) => 1 + list.elements.iter().map(|entry| self.visit(entry, own)).sum::<u64>(),
+            Expr::List(list) => {
+                1 + list.elements.iter().map(|entry| self.visit(entry, own, depth)).sum::<u64>()
+            }
             Expr::Map(map) => {
                 let entries = map.entries.iter();
-                1 + entries.map(|entry| self.entry(&entry.expr, own)).sum::<u64>()
+                1 + entries.map(|entry| self.entry(&entry.expr, own, depth)).sum::<u64>()
             }
             Expr::Struct(_) => {
                 self.wrong.push("makes a message, which conditions cannot".into());
@@ -442,10 +443,12 @@ impl Survey {
         }
     }
 
-    fn entry<'e>(&mut self, entry: &'e EntryExpr, own: &mut Vec<&'e str>) -> u64 {
+    fn entry<'e>(&mut self, entry: &'e EntryExpr, own: &mut Vec<&'e str>, depth: usize) -> u64 {
         match entry {
-            EntryExpr::MapEntry(entry) => self.visit(&entry.key, own) + self.visit(&entry.value, own),
-            EntryExpr::StructField(field) => self.visit(&field.value, own),
+            EntryExpr::MapEntry(entry) => {
+                self.visit(&entry.key, own, depth) + self.visit(&entry.value, own, depth)
+            }
+            EntryExpr::StructField(field) => self.visit(&field.value, own, depth),
         }
     }
 
@@ -521,6 +524,7 @@ impl Survey {
             ("in_cidr", Some(net)) if net.parse::<ipnet::IpNet>().is_err() => {
                 self.wrong.push("`in_cidr` takes a network, such as \"10.0.0.0/8\"".into());
             }
+            ("in_cidr", Some(_)) => self.in_cidr = true,
             ("in_cidr", None) => self.wrong.push("`in_cidr` takes a network that is written down".into()),
             _ => {}
         }

@@ -46,7 +46,8 @@ impl CompiledRule {
         let looks = condition.as_ref().map(Condition::looks).unwrap_or_default();
         let items = &rule.spec.items;
         let marked = [items.read_only, items.destructive, items.idempotent, items.open_world];
-        let of_tools = looks.args || looks.tool || !items.tools.is_empty() || marked.iter().any(Option::is_some);
+        let of_tools =
+            looks.args || looks.tool || !items.tools.is_empty() || marked.iter().any(Option::is_some);
         let label = format!("rule:{}", rule.spec.name).into();
         Ok(Self { rule, label, condition, of_tools })
     }
@@ -173,7 +174,8 @@ impl Policy {
             } else if who.roles.is_empty() && who.groups.is_empty() && who.names.is_empty() {
                 policy.everywhere.push(number);
             } else {
-                let subjects = [(Subject::Role, &who.roles), (Subject::Group, &who.groups), (Subject::Name, &who.names)];
+                let subjects =
+                    [(Subject::Role, &who.roles), (Subject::Group, &who.groups), (Subject::Name, &who.names)];
                 for (subject, names) in subjects {
                     for name in names {
                         policy.by_subject.entry((subject, name.clone())).or_default().push(number);
@@ -222,9 +224,11 @@ impl Policy {
             numbers.extend(self.by_tool.get(tool).into_iter().flatten());
         }
         let Principal { roles, groups, name, .. } = place.principal;
-        for (subject, names) in
-            [(Subject::Role, roles.as_slice()), (Subject::Group, groups), (Subject::Name, std::slice::from_ref(name))]
-        {
+        for (subject, names) in [
+            (Subject::Role, roles.as_slice()),
+            (Subject::Group, groups),
+            (Subject::Name, std::slice::from_ref(name)),
+        ] {
             for name in names {
                 numbers.extend(self.by_subject.get(&(subject, name.clone())).into_iter().flatten());
             }

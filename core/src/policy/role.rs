@@ -169,9 +169,7 @@ impl Scope {
     /// Whether it reaches a tool of a server.
     pub(super) fn reaches_tool(&self, server: &str, tool: &str) -> bool {
         match self {
-            Self::Tools { server: of, pattern } => {
-                (of == "*" || of == server) && fits(pattern, tool)
-            }
+            Self::Tools { server: of, pattern } => (of == "*" || of == server) && fits(pattern, tool),
             _ => false,
         }
     }

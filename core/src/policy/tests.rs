@@ -11,7 +11,7 @@ fn principal(role: &str) -> Principal {
         name: "alice".into(),
         roles: vec![role.into()],
         active: true,
-        tokens_not_before: None,
+        ..Principal::default()
     }
 }
 
@@ -28,6 +28,23 @@ fn server(tenant: &str, enabled: bool) -> Server {
     }
 }
 
+fn no_policy() -> &'static Policy {
+    Box::leak(Box::default())
+}
+
+fn question<'a>(caller: &Caller<'a>, server: &'a Server, tools: &'a ToolSet) -> Question<'a> {
+    Question {
+        caller: *caller,
+        policy: no_policy(),
+        server,
+        tools,
+        namespace: None,
+        access: Access::Call,
+        tool: None,
+        facts: Facts { era: "stateless", now: DateTime::UNIX_EPOCH, args: Args::Given(None) },
+    }
+}
+
 fn check(
     role: &str,
     key: Option<KeyLimits>,
@@ -39,7 +56,8 @@ fn check(
     let key = key.map(ApiKey::for_test);
     let caller = Caller { principal: &principal, key: key.as_ref(), address: None };
     let filter = ToolFilter { allow: allow.iter().map(ToString::to_string).collect(), deny: vec![] };
-    decide(&caller, server, &ToolSet::compile(&filter).unwrap(), Access::Call, tool)
+    let tools = ToolSet::compile(&filter).unwrap();
+    decide(&Question { tool, ..question(&caller, server, &tools) }).decision
 }
 
 #[test]
@@ -125,9 +143,12 @@ fn the_highest_level_counts_and_without_one_a_namespace_does_not_exist() {
     for (role, levels, principals, expected) in cases {
         let principal = principal(role);
         let caller = Caller { principal: &principal, key: None, address: None };
-        let found = level(&caller, &namespace("default", levels, principals).namespace);
+        let found = level(&caller, &Policy::default(), &namespace("default", levels, principals).namespace);
         assert_eq!(found, expected, "{role} {levels:?} {principals:?}");
-        assert_eq!(level(&caller, &namespace("other", levels, principals).namespace), None);
+        assert_eq!(
+            level(&caller, &Policy::default(), &namespace("other", levels, principals).namespace),
+            None
+        );
     }
 }
 
@@ -139,15 +160,12 @@ fn a_key_narrows_what_its_owner_may_do_in_a_namespace() {
         (KeyLimits::default(), Some(Level::Execute)),
         (KeyLimits { namespaces: vec!["team".into()], ..KeyLimits::default() }, Some(Level::Execute)),
         (KeyLimits { namespaces: vec!["other".into()], ..KeyLimits::default() }, None),
-        (
-            KeyLimits { scopes: vec![Permission::NamespacesRead], ..KeyLimits::default() },
-            Some(Level::View),
-        ),
+        (KeyLimits { scopes: vec![Permission::NamespacesRead], ..KeyLimits::default() }, Some(Level::View)),
         (KeyLimits { scopes: vec![Permission::KeysOwn], ..KeyLimits::default() }, None),
     ] {
         let key = ApiKey::for_test(limits);
         let caller = Caller { principal: &principal, key: Some(&key), address: None };
-        assert_eq!(level(&caller, &namespace.namespace), expected, "{:?}", key.limits);
+        assert_eq!(level(&caller, &Policy::default(), &namespace.namespace), expected, "{:?}", key.limits);
     }
 }
 
@@ -169,12 +187,13 @@ fn check_in(
     access: Access,
     tool: Option<&str>,
 ) -> Decision {
-    let (principal, namespace) = (principal(role), namespace("default", &[], &[]));
+    let (principal, namespace) = (principal(role), namespace("default", &[(role, level)], &[]));
     let key = key.map(ApiKey::for_test);
     let caller = Caller { principal: &principal, key: key.as_ref(), address: None };
     let filter = ToolFilter { allow: vec![], deny: vec!["hidden".into()] };
     let tools = ToolSet::compile(&filter).unwrap();
-    decide_in(level, &caller, namespace.member("demo").unwrap(), server, &tools, access, tool)
+    let question = question(&caller, server, &tools);
+    decide(&Question { namespace: Some(&namespace), access, tool, ..question }).decision
 }
 
 #[test]
@@ -198,7 +217,8 @@ fn execute_needs_what_the_server_needs_and_what_the_namespace_shows() {
     assert!(matches!(execute("user", "echo"), Decision::Allow(_)));
     assert_eq!(execute("user", "drop_all"), Decision::HideTool("namespace:expose".into()));
     assert_eq!(execute("user", "hidden"), Decision::HideTool("server:tools".into()));
-    assert!(matches!(execute("readonly", "echo"), Decision::HideServer(_)));
+    // Who may use no server at all sees what there is, and no more.
+    assert_eq!(execute("readonly", "echo"), Decision::Forbid("namespace:view".into()));
     let off = self::server("default", false);
     assert_eq!(check_in(Level::Execute, "user", None, &off, Access::Read, None), Decision::Disabled);
 }
@@ -207,4 +227,255 @@ fn execute_needs_what_the_server_needs_and_what_the_namespace_shows() {
 fn a_tool_outside_the_allow_list_does_not_exist() {
     let server = server("default", true);
     assert!(matches!(check("admin", None, &server, &["add"], Some("echo")), Decision::HideTool(_)));
+}
+
+// === Grants and rules ===
+
+fn policy(specs: &[serde_json::Value]) -> Policy {
+    let compile = |(i, spec): (usize, &serde_json::Value)| {
+        let spec: RuleSpec = serde_json::from_value(spec.clone()).unwrap();
+        let rule = Rule { id: Uuid::from_u128(i as u128 + 1), tenant: "default".into(), spec };
+        Arc::new(CompiledRule::compile(rule).unwrap())
+    };
+    Policy::new(specs.iter().enumerate().map(compile).collect())
+}
+
+/// What is decided about calls of a tool, about its entry in a list, and about the server itself.
+fn asks(principal: &Principal, policy: &Policy, tool: &str, args: &str) -> [Decision; 3] {
+    let server = Server {
+        spec: Spec {
+            name: "demo".into(),
+            marks: vec![crate::server::ToolMark {
+                pattern: "get_*".into(),
+                marks: crate::server::Marks { read_only: Some(true), ..Default::default() },
+            }],
+            ..Spec::default()
+        },
+        ..server("default", true)
+    };
+    let caller = Caller { principal, key: None, address: Some("10.0.0.1".parse().unwrap()) };
+    let tools = ToolSet::default();
+    let base = Question { policy, ..question(&caller, &server, &tools) };
+    let given = Args::Given(Some(args.as_bytes()));
+    let call = Question { tool: Some(tool), facts: Facts { args: given, ..base.facts }, ..base };
+    let entry = Question { tool: Some(tool), facts: Facts { args: Args::Any, ..base.facts }, ..base };
+    let door = Question { access: Access::List, ..base };
+    [decide(&call).decision, decide(&entry).decision, decide(&door).decision]
+}
+
+fn allowed(decisions: &[Decision; 3]) -> [bool; 3] {
+    [0, 1, 2].map(|i| decisions[i].is_allowed())
+}
+
+#[test]
+fn a_grant_reaches_what_it_is_on_and_no_more() {
+    let nothing = Policy::default();
+    let tools = |server: &str, pattern: &str| Scope::Tools { server: server.into(), pattern: pattern.into() };
+    for (scope, expected) in [
+        (Scope::Tenant, [true, true, true]),
+        (Scope::Server("demo".into()), [true, true, true]),
+        (Scope::Server("other".into()), [false, false, false]),
+        (Scope::Namespace("team".into()), [false, false, false]),
+        (tools("demo", "get_*"), [true, true, true]),
+        (tools("*", "get_user"), [true, true, true]),
+        (tools("demo", "set_*"), [false, false, true]),
+        (tools("other", "get_*"), [false, false, false]),
+    ] {
+        let held = Held { role: "user".into(), scope: scope.clone() };
+        let principal = Principal { roles: vec![], grants: vec![held], ..principal("user") };
+        assert_eq!(allowed(&asks(&principal, &nothing, "get_user", "{}")), expected, "{scope}");
+        // Prompts and resources are the server's, so a grant on tools does not reach them.
+        let server = server("default", true);
+        let caller = Caller { principal: &principal, key: None, address: None };
+        let tools = ToolSet::default();
+        let read = Question { access: Access::Read, ..question(&caller, &server, &tools) };
+        let whole = matches!(scope, Scope::Tenant) || scope == Scope::Server("demo".into());
+        assert_eq!(decide(&read).decision.is_allowed(), whole, "{scope}");
+    }
+    let reader = Held { role: "readonly".into(), scope: Scope::Server("demo".into()) };
+    let reader = Principal { roles: vec![], grants: vec![reader], ..principal("user") };
+    assert_eq!(allowed(&asks(&reader, &nothing, "get_user", "{}")), [false; 3]);
+}
+
+#[test]
+fn a_custom_role_gives_what_its_definition_says_and_nothing_without_one() {
+    let role = RoleDef {
+        id: Uuid::nil(),
+        tenant: "default".into(),
+        name: "caller".into(),
+        description: String::new(),
+        permissions: [Permission::GatewayUse].into_iter().collect(),
+    };
+    let nothing = Policy::default();
+    let undefined = principal("caller");
+    assert_eq!(allowed(&asks(&undefined, &nothing, "x", "{}")), [false; 3]);
+    let defined = Principal { custom: vec![Arc::new(role)], ..undefined };
+    assert_eq!(asks(&defined, &nothing, "x", "{}")[0], Decision::Allow("role:caller".into()));
+}
+
+#[test]
+fn what_is_of_the_installation_is_held_in_its_own_tenant_only() {
+    let here = Principal { tenant: "default".into(), roles: vec!["admin".into()], ..Principal::default() };
+    let there = Principal { tenant: "acme".into(), ..here.clone() };
+    for permission in [Permission::TenantsManage, Permission::ProxiesWrite, Permission::SecretsRotate] {
+        assert!(here.permissions().contains(permission) && !there.permissions().contains(permission));
+    }
+    assert!(there.permissions().contains(Permission::PoliciesWrite));
+    let platform = Role::Platform.permissions();
+    assert!(!platform.contains(Permission::AuditPayloads) && !platform.contains(Permission::ServersRead));
+}
+
+#[test]
+fn forbid_wins_and_allow_adds() {
+    let forbid =
+        |items: serde_json::Value| serde_json::json!({"name": "no", "effect": "forbid", "items": items});
+    for (rules, expected) in [
+        (vec![], [true, true, true]),
+        (vec![forbid(serde_json::json!({}))], [false, false, false]),
+        (vec![forbid(serde_json::json!({"servers": ["demo"]}))], [false, false, false]),
+        (vec![forbid(serde_json::json!({"servers": ["other"]}))], [true, true, true]),
+        (vec![forbid(serde_json::json!({"tools": ["get_*"]}))], [false, false, true]),
+        (vec![forbid(serde_json::json!({"tools": ["get_user"]}))], [false, false, true]),
+        (vec![forbid(serde_json::json!({"read_only": true}))], [false, false, true]),
+        (vec![forbid(serde_json::json!({"read_only": false}))], [true, true, true]),
+        (vec![forbid(serde_json::json!({"namespaces": ["team"]}))], [true, true, true]),
+        (
+            vec![forbid(serde_json::json!({})), serde_json::json!({"name": "yes", "effect": "allow"})],
+            [false, false, false],
+        ),
+    ] {
+        let decided = asks(&principal("user"), &policy(&rules), "get_user", "{}");
+        assert_eq!(allowed(&decided), expected, "{rules:?}: {decided:?}");
+    }
+    let stranger = Principal { roles: vec![], groups: vec!["ops".into()], ..principal("user") };
+    for (rule, expected) in [
+        (serde_json::json!({"name": "r", "effect": "allow"}), [true, true, true]),
+        (
+            serde_json::json!({"name": "r", "effect": "allow", "principals": {"groups": ["ops"]}}),
+            [true, true, true],
+        ),
+        (serde_json::json!({"name": "r", "effect": "allow", "principals": {"groups": ["dev"]}}), [false; 3]),
+        (serde_json::json!({"name": "r", "effect": "allow", "principals": {"names": ["alice"]}}), [true; 3]),
+        (
+            serde_json::json!({"name": "r", "effect": "allow", "items": {"tools": ["get_*"]}}),
+            [true, true, true],
+        ),
+        (
+            serde_json::json!({"name": "r", "effect": "allow", "items": {"tools": ["set_*"]}}),
+            [false, false, true],
+        ),
+        (
+            serde_json::json!({"name": "r", "effect": "allow", "items": {"read_only": true}}),
+            [true, true, true],
+        ),
+        (serde_json::json!({"name": "r", "effect": "allow", "mode": "log_only"}), [false; 3]),
+    ] {
+        let decided = asks(&stranger, &policy(std::slice::from_ref(&rule)), "get_user", "{}");
+        assert_eq!(allowed(&decided), expected, "{rule}: {decided:?}");
+    }
+}
+
+#[test]
+fn a_condition_that_fails_counts_against_the_caller() {
+    let rule = |effect: &str, condition: &str| {
+        policy(&[serde_json::json!({"name": "r", "effect": effect, "condition": condition})])
+    };
+    let stranger = Principal { roles: vec![], ..principal("user") };
+    for (args, holds) in [
+        (r#"{"n": 1}"#, Some(true)),
+        (r#"{"n": 9}"#, Some(false)),
+        ("{}", None),
+        (r#"{"n": null}"#, None),
+        (r#"{"n": "1"}"#, None),
+        (r#"{"n": 1e999}"#, None),
+    ] {
+        let allow = asks(&stranger, &rule("allow", "args.n < 5"), "get_user", args);
+        assert_eq!(allowed(&allow), [holds == Some(true), true, true], "allow {args}: {allow:?}");
+        let forbid = asks(&principal("user"), &rule("forbid", "args.n < 5"), "get_user", args);
+        assert_eq!(allowed(&forbid), [holds == Some(false), true, true], "forbid {args}: {forbid:?}");
+        if holds != Some(false) {
+            // It may be known of, since other arguments may pass.
+            assert_eq!(forbid[0], Decision::Forbid("rule:r".into()), "{args}");
+        }
+    }
+    let caller = Caller { principal: &stranger, key: None, address: None };
+    let (server, tools) = (server("default", true), ToolSet::default());
+    let failing = rule("allow", "args.n < 5");
+    let asked = Question { policy: &failing, tool: Some("x"), ..question(&caller, &server, &tools) };
+    assert_eq!(decide(&asked).failed, 1);
+    let noted = policy(&[serde_json::json!({"name": "r", "effect": "forbid", "mode": "log_only"})]);
+    let user = principal("user");
+    let caller = Caller { principal: &user, ..caller };
+    let asked = Question { policy: &noted, caller, ..asked };
+    let verdict = decide(&asked);
+    assert!(verdict.decision.is_allowed());
+    assert_eq!(verdict.noted, [Arc::from("rule:r")]);
+}
+
+#[test]
+fn what_was_decided_is_remembered_no_longer_than_it_holds() {
+    let night = policy(&[serde_json::json!(
+        {"name": "night", "effect": "forbid", "condition": "request.time.getHours() < 8 || request.address == '10.0.0.9'"}
+    )]);
+    let user = principal("user");
+    let (server, tools) = (server("default", true), ToolSet::default());
+    let ask = |hour: i64, address: &str| {
+        let caller = Caller { principal: &user, key: None, address: Some(address.parse().unwrap()) };
+        let base = question(&caller, &server, &tools);
+        let now = DateTime::from_timestamp(hour * 3600, 0).unwrap();
+        let facts = Facts { now, ..base.facts };
+        decide(&Question { policy: &night, tool: Some("x"), facts, ..base }).decision.is_allowed()
+    };
+    for _ in 0..2 {
+        assert!(ask(9, "10.0.0.1") && !ask(7, "10.0.0.1") && !ask(9, "10.0.0.9") && ask(10, "10.0.0.1"));
+    }
+}
+
+#[test]
+fn an_explanation_decides_as_the_decision_does() {
+    let rules = policy(&[
+        serde_json::json!({"name": "a", "effect": "allow", "principals": {"groups": ["ops"]}}),
+        serde_json::json!({"name": "b", "effect": "forbid", "condition": "args.n > 5"}),
+        serde_json::json!({"name": "c", "effect": "forbid", "items": {"servers": ["other"]}}),
+        serde_json::json!({"name": "d", "effect": "forbid", "mode": "log_only"}),
+    ]);
+    let held = Held { role: "user".into(), scope: Scope::Server("other".into()) };
+    let who = Principal { grants: vec![held], ..principal("readonly") };
+    let caller = Caller { principal: &who, key: None, address: None };
+    let (server, tools) = (server("default", true), ToolSet::default());
+    let asked = Question { policy: &rules, tool: Some("x"), ..question(&caller, &server, &tools) };
+    let explained = explain(&asked);
+    assert_eq!(explained.verdict, decide(&asked));
+    let steps: Vec<(String, &str, bool)> = explained
+        .steps
+        .iter()
+        .map(|step| (step.what.clone(), step.outcome.as_str(), step.enforced))
+        .collect();
+    let step = |what: &str, outcome, enforced| (what.to_owned(), outcome, enforced);
+    assert_eq!(
+        steps,
+        [
+            step("role:readonly", "does_not_apply", true),
+            step("role:user@server/other", "elsewhere", true),
+            step("rule:a", "elsewhere", true),
+            step("rule:b", "failed", true),
+            step("rule:c", "elsewhere", true),
+            step("rule:d", "applies", false),
+        ]
+    );
+}
+
+#[test]
+fn a_read_only_key_calls_what_the_registry_marks_as_reading_only() {
+    let user = principal("user");
+    let key = ApiKey::for_test(KeyLimits { read_only: true, ..KeyLimits::default() });
+    let caller = Caller { principal: &user, key: Some(&key), address: None };
+    let mut server = server("default", true);
+    let marks = crate::server::Marks { read_only: Some(true), ..Default::default() };
+    server.spec.marks = vec![crate::server::ToolMark { pattern: "get_*".into(), marks }];
+    let tools = ToolSet::default();
+    for (tool, expected) in [("get_user", true), ("set_user", false)] {
+        let asked = Question { tool: Some(tool), ..question(&caller, &server, &tools) };
+        assert_eq!(decide(&asked).decision.is_allowed(), expected, "{tool}");
+    }
 }

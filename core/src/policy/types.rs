@@ -135,10 +135,7 @@ impl Checker<'_> {
                 }
                 Type::Bool
             }
-            operators::LESS
-            | operators::LESS_EQUALS
-            | operators::GREATER
-            | operators::GREATER_EQUALS => {
+            operators::LESS | operators::LESS_EQUALS | operators::GREATER | operators::GREATER_EQUALS => {
                 for side in [pair.0, pair.1] {
                     if matches!(side, Type::List | Type::Object | Type::Null) {
                         self.wrong.push(format!("orders {}", side.name()));
@@ -162,6 +159,10 @@ impl Checker<'_> {
                     _ => Type::Any,
                 }
             }
+            operators::ADD => match (pair.0, pair.1) {
+                (one, other) if one == other => one,
+                _ => Type::Any,
+            },
             operators::SUBSTRACT | operators::MULTIPLY | operators::DIVIDE | operators::MODULO => {
                 match (pair.0, pair.1) {
                     (Type::Number, Type::Number) => Type::Number,

@@ -185,13 +185,15 @@ pub(super) fn rule_from_proto(
         return Err(closed(problem.to_string()));
     }
     let harmless = spec.effect == Effect::Allow || spec.mode == Mode::LogOnly;
-    CompiledRule::compile(Rule { id, tenant: tenant.clone(), spec: spec.clone() }).map(Arc::new).map_err(|reason| {
-        if harmless {
-            return (reason, None);
-        }
-        // Its selectors may be sound where its condition is not.
-        let unconditional = RuleSpec { condition: String::new(), ..spec };
-        let whole = CompiledRule::compile(Rule { id, tenant: tenant.clone(), spec: unconditional });
-        (reason, Some(Arc::new(whole.unwrap_or_else(|_| CompiledRule::closed(id, &tenant)))))
-    })
+    CompiledRule::compile(Rule { id, tenant: tenant.clone(), spec: spec.clone() }).map(Arc::new).map_err(
+        |reason| {
+            if harmless {
+                return (reason, None);
+            }
+            // Its selectors may be sound where its condition is not.
+            let unconditional = RuleSpec { condition: String::new(), ..spec };
+            let whole = CompiledRule::compile(Rule { id, tenant: tenant.clone(), spec: unconditional });
+            (reason, Some(Arc::new(whole.unwrap_or_else(|_| CompiledRule::closed(id, &tenant)))))
+        },
+    )
 }

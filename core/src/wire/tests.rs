@@ -132,7 +132,7 @@ fn a_removal_is_applied_and_nothing_else_goes() {
     let (next, refusals) = snapshot.with_update(update);
     assert_eq!(refusals, []);
     assert!(next.key(&[9; 32]).is_none());
-    assert_eq!(next.counts().map(|(_, n)| n), [1, 1, 0, 1, 0]);
+    assert_eq!(next.counts().map(|(_, n)| n), [1, 1, 0, 1, 0, 0, 0, 0]);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use tokio_util::sync::DropGuard;
 use waffles_core::audit::Outcome;
 use waffles_mcp::headers::MCP_SESSION_ID;
 use waffles_mcp::sse::{Event, KEEP_ALIVE, encode, encode_message};
-use waffles_mcp::{Kind, Limits, Message, Method};
+use waffles_mcp::{Era, Kind, Limits, Message, Method};
 use waffles_runtime::task;
 
 pub use self::session::Sessions;
@@ -28,7 +28,7 @@ use super::messages::{Messages, is_stream};
 use super::{Caller, KEEP_ALIVE_EVERY, Visit, event_stream, of_session};
 use crate::flow::Open;
 use crate::gateway::{Door, Gateway, Scope, accepts};
-use crate::permit::Permit;
+use crate::permit::{Ask, Notes, Permit};
 use crate::record::{End, Record};
 use crate::reject::Reject;
 use crate::stream::Body;
@@ -117,8 +117,11 @@ fn begin(visit: &mut Visit<'_>, sessions: &Sessions) -> Result<(Arc<Session>, mp
         let snapshot = visit.gateway.current.load();
         let entry = snapshot.server(own, name).ok_or(Reject::UnknownServer("registry".into()))?;
         visit.record.note_server(entry, entry.server.spec.name.as_str().into());
-        let permit = Permit::authorize(&identity, entry, None)?;
-        visit.record.note_rule(permit.rule());
+        let ask = Ask { era: Era::HttpSse, ..Ask::stream(visit.record.opened_at()) };
+        let mut notes = Notes::default();
+        let permit = Permit::authorize(&snapshot, &identity, entry, None, ask, &mut notes);
+        visit.record.note_policy(&notes);
+        visit.record.note_rule(permit?.rule());
     }
     sessions.open(identity, visit.door.clone(), visit.caller())
 }

@@ -11,7 +11,7 @@ use waffles_mcp::translate::result;
 use waffles_mcp::{Head, Method};
 
 use super::bridged::Asked;
-use super::{Call, Door, Exchange, Gateway, Stood, Unmirrored, answer, empty, own_tenant};
+use super::{Call, Door, Exchange, Gateway, Stood, Unmirrored, answer, authorize, empty, own_tenant};
 use crate::authn::Identity;
 use crate::bridge::Naming;
 use crate::bridge::local::{self, Local};
@@ -22,7 +22,6 @@ use crate::federation::search::{self, Searched};
 use crate::flow::Outbox;
 use crate::front::Front;
 use crate::hub::{Ask, Audience, Renew};
-use crate::permit::Permit;
 use crate::reject::Reject;
 use crate::stream::Body;
 
@@ -130,16 +129,15 @@ impl Gateway {
         if let Some(name) = &own.name {
             exchange.record.note_target(name);
         }
-        let permit = Permit::authorize_at(identity, &entry, realm.namespace.as_ref(), Some(&own)).map_err(
-            |reject| match reject {
-                // As the client named it: a server that it may not know of has no name of its own.
-                Reject::UnknownTool { rule, .. } => {
-                    Reject::UnknownTool { tool: head.name.clone().unwrap_or_default(), rule }
-                }
-                reject => reject,
-            },
-        )?;
-        exchange.record.note_rule(permit.rule());
+        let namespace = realm.namespace.as_ref();
+        let permit = authorize(exchange, identity, &entry, namespace, Some(&own), Some(&message));
+        let permit = permit.map_err(|reject| match reject {
+            // As the client named it: a server that it may not know of has no name of its own.
+            Reject::UnknownTool { rule, .. } => {
+                Reject::UnknownTool { tool: head.name.clone().unwrap_or_default(), rule }
+            }
+            reject => reject,
+        })?;
         let asked = Asked { message, head: own, naming: Naming::Federated(server), edits };
         self.ask(exchange, parts, permit, front, asked).await
     }
