@@ -143,7 +143,7 @@ impl World {
             name: name.to_owned(),
             roles: vec![role.to_owned()],
             active: true,
-            tokens_not_before: None,
+            ..Principal::default()
         };
         let hash = self.services.identity.hash_for_test("password").await;
         let mut tx = db.begin().await.unwrap();

@@ -33,6 +33,13 @@ fn server() -> Server {
             audit: registry_pb::AuditMode::Strict.into(),
             capture: registry_pb::Capture::Full.into(),
             redact: vec!["password".into()],
+            marks: vec![registry_pb::ToolMark {
+                pattern: "read_*".into(),
+                read_only: Some(true),
+                open_world: Some(false),
+                ..registry_pb::ToolMark::default()
+            }],
+            methods: vec!["vendor/*".into()],
         }),
         enabled: true,
         version: 7,
@@ -185,6 +192,7 @@ fn results_have_the_shapes_that_scripts_rely_on() {
         tenant: "default".into(),
         name: "admin@localhost".into(),
         roles: vec!["admin".into()],
+        ..auth_pb::Principal::default()
     };
     let answer = auth_pb::GetSelfResponse {
         principal: Some(principal),
