@@ -13,11 +13,13 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use url::Url;
 use waffles_core::snapshot::Settings;
 use waffles_runtime::admin::{self, Admin, Gates};
 use waffles_runtime::drain::{self, Drain, Outcome, Signals, Trigger};
 use waffles_runtime::host::{Hosts, Pages};
 use waffles_runtime::listen;
+use waffles_runtime::outbound;
 use waffles_runtime::task::{self, Driver, Supervisor, Tasks};
 use waffles_runtime::telemetry::{self, Metrics};
 
@@ -41,6 +43,8 @@ use crate::upkeep::{self, Pulse, Upkeep};
 /// How long a start waits for a database that is not there yet.
 const DATABASE_TIME: Duration = Duration::from_secs(60);
 const DATABASE_PAUSE: Duration = Duration::from_millis(500);
+/// How long a start waits for the address of the database.
+const RESOLVE_TIME: Duration = Duration::from_secs(2);
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 
 const HTTP: Limits = Limits {
@@ -120,12 +124,6 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let first = identity.bootstrap().await.context("the first account cannot be made")?;
     let namespaces = Namespaces::new(db.clone(), discovery.clone());
     namespaces.bootstrap().await.context("the namespace `default` cannot be made")?;
-    let settings = Settings::new(
-        secrets.pepper,
-        secrets.session_seal.clone(),
-        identity::ISSUER.to_owned(),
-        identity::AUDIENCE.to_owned(),
-    );
     let services = Services {
         db: db.clone(),
         registry: Registry::new(db.clone(), secrets.seal.clone(), discovery.clone()),
@@ -134,6 +132,36 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         proxies: Proxies::new(db.clone(), discovery.clone()),
         identity,
     };
+    // A published port of a container is `localhost` to its user, and nobody can rebind that name.
+    let names = config.public_hosts.iter().cloned().chain(["localhost".to_owned()]);
+    let hosts = Hosts::new(http_addr, names).pages(Pages::Same).origins(config.allowed_origins.clone());
+    let rest = rest::router(services.clone(), hosts, gates.clone());
+    // No browser speaks gRPC, and proxies know us by names of their cluster.
+    let hosts = Hosts::new(grpc.local_addr()?, config.public_hosts.clone()).or_any_name();
+    let parts = grpc::Parts {
+        services: services.clone(),
+        discovery: discovery.clone(),
+        token,
+        hosts,
+        drain: drain.clone(),
+    };
+    let (rpc, health) = grpc::router(parts).context("the descriptors of the contracts cannot be served")?;
+    metrics::register(&metrics, &services.audit, &services.proxies, &discovery, &gates);
+    let admin = Admin::new(gates.clone(), metrics, tasks.clone())
+        .config(shown)
+        .route("/discovery", {
+            let discovery = discovery.clone();
+            move || discovery.counts()
+        })
+        .bind(config.listen.admin)
+        .with_context(|| format!("--admin-addr: cannot listen on {}", config.listen.admin))?;
+    let settings = Settings::new(
+        secrets.pepper,
+        secrets.session_seal.clone(),
+        identity::ISSUER.to_owned(),
+        identity::AUDIENCE.to_owned(),
+    )
+    .closing(places(&config, [http_addr, grpc.local_addr()?, admin.local_addr()]).await);
     let publisher = Publisher::new(
         db.clone(),
         secrets.seal.clone(),
@@ -149,27 +177,6 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         roster: services.proxies.driver(),
         listener: Listener::new(db.clone(), discovery.clone()),
     };
-
-    // A published port of a container is `localhost` to its user, and nobody can rebind that name.
-    let names = config.public_hosts.iter().cloned().chain(["localhost".to_owned()]);
-    let hosts = Hosts::new(http_addr, names).pages(Pages::Same).origins(config.allowed_origins);
-    let rest = rest::router(services.clone(), hosts, gates.clone());
-    // No browser speaks gRPC, and proxies know us by names of their cluster.
-    let hosts = Hosts::new(grpc.local_addr()?, config.public_hosts).or_any_name();
-    let parts = grpc::Parts {
-        services: services.clone(),
-        discovery: discovery.clone(),
-        token,
-        hosts,
-        drain: drain.clone(),
-    };
-    let (rpc, health) = grpc::router(parts).context("the descriptors of the contracts cannot be served")?;
-    metrics::register(&metrics, &services.audit, &services.proxies, &discovery, &gates);
-    let admin = Admin::new(gates.clone(), metrics, tasks.clone())
-        .config(shown)
-        .route("/discovery", move || discovery.counts())
-        .bind(config.listen.admin)
-        .with_context(|| format!("--admin-addr: cannot listen on {}", config.listen.admin))?;
     Ok(Bound {
         http_addr,
         grpc_addr: grpc.local_addr()?,
@@ -266,6 +273,26 @@ impl Bound {
             None => Ok(()),
         }
     }
+}
+
+/// Where we, our database and our Redis are: a server that somebody registers is never there.
+async fn places(config: &Config, ours: [SocketAddr; 3]) -> Vec<SocketAddr> {
+    let mut found = ours.to_vec();
+    let redis = config.redis_url.as_ref();
+    for (what, url, port) in [("database", Some(&config.db.url), 5432), ("redis", redis, 6379)] {
+        let Some(url) = url.and_then(|url| Url::parse(url.expose_secret()).ok()) else { continue };
+        // A file or a socket of this machine has no host.
+        let Some(host) = url.host_str().filter(|host| !host.is_empty() && url.scheme() != "sqlite") else {
+            continue;
+        };
+        let host = host.trim_matches(['[', ']']);
+        let asked = outbound::look_up(host, url.port().unwrap_or(port));
+        match tokio::time::timeout(RESOLVE_TIME, asked).await {
+            Ok(Ok(addrs)) => found.extend(addrs),
+            _ => tracing::warn!(what, "its address is not known, so proxies cannot keep servers from it"),
+        }
+    }
+    found
 }
 
 /// Brings the database up to date, for the command.

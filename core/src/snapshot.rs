@@ -2,6 +2,7 @@
 //! an update, off the request path; what an update does not touch is shared between the two.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -44,6 +45,8 @@ pub struct Settings {
     pub token_issuer: String,
     /// `aud` of access tokens.
     pub token_audience: String,
+    /// Where proxies never connect to for a server.
+    pub closed: Vec<SocketAddr>,
 }
 
 impl Settings {
@@ -55,7 +58,15 @@ impl Settings {
             seal,
             token_issuer,
             token_audience,
+            closed: Vec::new(),
         }
+    }
+
+    /// Closes addresses of our own to registered servers.
+    #[must_use]
+    pub fn closing(mut self, closed: Vec<SocketAddr>) -> Self {
+        self.closed = closed;
+        self
     }
 }
 

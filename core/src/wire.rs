@@ -434,6 +434,7 @@ pub fn settings_resource(settings: &Settings) -> pb::Resource {
             .collect(),
         token_issuer: settings.token_issuer.clone(),
         token_audience: settings.token_audience.clone(),
+        closed: settings.closed.iter().map(ToString::to_string).collect(),
     };
     resource("settings".into(), pb::resource::Kind::Settings(message))
 }
@@ -453,7 +454,10 @@ fn settings_from_proto(message: pb::Settings) -> Result<Settings, String> {
     if keys.is_empty() {
         return Err("seal_keys: must not be empty".into());
     }
-    Ok(Settings::new(pepper, SealRing::new(keys), message.token_issuer, message.token_audience))
+    let closed = message.closed.iter().map(|text| text.parse()).collect::<Result<_, _>>();
+    let closed = closed.map_err(|_| "closed: holds what is no address and port")?;
+    Ok(Settings::new(pepper, SealRing::new(keys), message.token_issuer, message.token_audience)
+        .closing(closed))
 }
 
 /// The name of a resource on the wire.

@@ -161,7 +161,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         sse_sessions: Arc::default(),
         page_size: usize::try_from(config.list_page_size).unwrap_or(1000),
         desk,
-        outbound: outbound(&config, admin.local_addr()).await,
+        outbound: outbound(&config, [admin.local_addr(), mcp_addr]).await,
         hosts: Hosts::new(mcp_addr, config.public_host.clone())
             .pages(Pages::Own)
             .origins(config.allow_origin.clone()),
@@ -217,7 +217,8 @@ impl Bound {
                 shared.catalogue.invalidate(server, list);
             }
         });
-        let (upstream, current) = (Upstream::new(worker.outbound.clone()), Arc::clone(&worker.current));
+        let current = Arc::clone(&worker.current);
+        let upstream = Upstream::new(worker.outbound.clone(), Arc::clone(&current));
         let means = Means {
             shared: Arc::clone(&shared),
             upstream: upstream.clone(),
@@ -291,7 +292,7 @@ impl Worker {
     }
 
     async fn serve(self, socket: std::net::TcpListener) -> std::io::Result<()> {
-        let upstream = Upstream::new(self.outbound);
+        let upstream = Upstream::new(self.outbound, Arc::clone(&self.current));
         let sweeper = sweep(upstream.clone(), Arc::clone(&self.current));
         let metrics = self.desk.metrics.clone();
         let gateway = Arc::new(Gateway {
@@ -321,10 +322,10 @@ impl Worker {
 }
 
 /// Where servers may be. Never where we are ourselves: a registration must not reach our admin port, nor the control
-/// plane from within its network.
-async fn outbound(config: &Config, admin: SocketAddr) -> OutboundPolicy {
+/// plane from within its network, nor send calls round in circles.
+async fn outbound(config: &Config, ours: [SocketAddr; 2]) -> OutboundPolicy {
     let (names, addrs) = link::places(&config.control_plane).await;
-    let own = std::iter::once(admin).chain(addrs).flat_map(Denied::own);
+    let own = ours.into_iter().chain(addrs).flat_map(Denied::own);
     OutboundPolicy {
         allow_private: config.allow_private_upstreams,
         allow_cidrs: config.allow_upstream_cidr.clone(),

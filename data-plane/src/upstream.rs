@@ -17,6 +17,7 @@ use waffles_runtime::outbound::OutboundPolicy;
 
 use crate::permit::Permit;
 use crate::reject::Reject;
+use crate::state::Current;
 
 use http::Failed;
 pub use http::{Lease, collect, next_frame};
@@ -58,9 +59,9 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// A way that obeys the outbound policy.
-    pub fn new(policy: OutboundPolicy) -> Self {
-        Self { pool: Arc::new(Pool::new(policy)) }
+    /// A way that obeys the outbound policy, and closes what the control plane says is its own.
+    pub fn new(policy: OutboundPolicy, current: Arc<Current>) -> Self {
+        Self { pool: Arc::new(Pool::new(policy, current)) }
     }
 
     /// The connections, for the task that closes idle ones.

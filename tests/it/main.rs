@@ -27,6 +27,7 @@ mod namespaces;
 mod planes;
 mod resilience;
 mod rmcp_client;
+mod ssrf;
 mod stdio;
 mod streaming;
 mod subscriptions;

@@ -315,6 +315,8 @@ pub struct DataPlaneOptions {
     pub workers: usize,
     /// A seeded one listens on every address instead of loopback alone.
     pub public: bool,
+    /// It connects to public addresses only, but for what its flags open.
+    pub closed: bool,
     /// More flags.
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
@@ -329,6 +331,7 @@ impl Default for DataPlaneOptions {
             group: None,
             workers: 1,
             public: false,
+            closed: false,
             args: Vec::new(),
             env: Vec::new(),
             cpu: None,
@@ -467,7 +470,8 @@ impl DataPlane {
             "--proxy-token-file".into(),
             token_file.into(),
         ]);
-        command.args(["--workers", &options.workers.to_string(), "--allow-private-upstreams=true"]);
+        command.args(["--workers", &options.workers.to_string()]);
+        command.arg(format!("--allow-private-upstreams={}", !options.closed));
         if let Some(name) = &options.name {
             command.args(["--name", name]);
         }

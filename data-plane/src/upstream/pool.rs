@@ -22,12 +22,13 @@ use tokio_rustls::TlsConnector;
 use uuid::Uuid;
 use waffles_core::server::{Credential, Endpoint};
 use waffles_core::snapshot::{ServerEntry, Snapshot};
-use waffles_runtime::outbound::{ConnectError, OutboundPolicy};
+use waffles_runtime::outbound::{ConnectError, Denied, OutboundPolicy};
 use waffles_runtime::tls::ClientTrust;
 use waffles_runtime::{task, telemetry};
 
 use super::Outgoing;
 use crate::reject::{Reject, UpstreamFault};
+use crate::state::Current;
 
 /// Most waiting connections an endpoint.
 const MAX_IDLE: usize = 128;
@@ -71,14 +72,24 @@ struct Idle {
 /// The connections of one thread.
 pub struct Pool {
     policy: OutboundPolicy,
+    current: Arc<Current>,
     tls: Mutex<Option<TlsConnector>>,
     prepared: Mutex<HashMap<Uuid, Arc<Prepared>>>,
     idle: Mutex<HashMap<(Uuid, u16), Vec<Idle>>>,
 }
 
 impl Pool {
-    pub(super) fn new(policy: OutboundPolicy) -> Self {
-        Self { policy, tls: Mutex::default(), prepared: Mutex::default(), idle: Mutex::default() }
+    pub(super) fn new(policy: OutboundPolicy, current: Arc<Current>) -> Self {
+        Self { policy, current, tls: Mutex::default(), prepared: Mutex::default(), idle: Mutex::default() }
+    }
+
+    /// The policy of this moment.
+    fn policy(&self) -> OutboundPolicy {
+        let mut policy = self.policy.clone();
+        if let Some(settings) = self.current.load().settings() {
+            policy.denied.extend(settings.closed.iter().copied().flat_map(Denied::own));
+        }
+        policy
     }
 
     /// What is made of this registration; made anew when the registration changed.
@@ -136,7 +147,7 @@ impl Pool {
         timeout: Duration,
     ) -> Result<Connection, UpstreamFault> {
         let deadline = Instant::now() + timeout;
-        let stream = match self.policy.connect(&target.host, target.port, timeout).await {
+        let stream = match self.policy().connect(&target.host, target.port, timeout).await {
             Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(error = %telemetry::chain(&error), "cannot connect to a server");
