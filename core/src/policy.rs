@@ -5,6 +5,7 @@ mod args;
 mod condition;
 mod explain;
 mod index;
+mod lint;
 mod permission;
 mod role;
 mod rule;
@@ -27,6 +28,7 @@ use index::{Applicable, Place, enforced};
 pub use condition::{Asked, CONDITION_MOST, Condition, Looks};
 pub use explain::{Explanation, Outcome, Step, explain};
 pub use index::{CompiledRule, Policy, Ruling};
+pub use lint::{Findings, Inspector, Names, Notice, Tool};
 pub use permission::{Permission, PermissionSet};
 pub use role::{Held, Role, RoleDef, Scope, Target};
 pub use rule::{Effect, Mode, Rule, RuleSpec, What, Who};
@@ -211,6 +213,14 @@ pub fn decide(question: &Question<'_>) -> Verdict {
             Verdict { decision, noted, failed: ruling.failed }
         }
     }
+}
+
+/// The rules that can be about what is asked, whatever their conditions say.
+pub fn about(question: &Question<'_>) -> Vec<Arc<CompiledRule>> {
+    if question.server.tenant != question.caller.principal.tenant {
+        return Vec::new();
+    }
+    question.policy.applicable(&place(question)).rules.clone()
 }
 
 fn judge(question: &Question<'_>, ruled: &Ruled) -> Decision {
