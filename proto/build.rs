@@ -4,10 +4,11 @@ use std::path::Path;
 
 use prost::Message as _;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "waffles/audit/v1/audit.proto",
     "waffles/auth/v1/auth.proto",
     "waffles/discovery/v1/discovery.proto",
+    "waffles/policy/v1/policy.proto",
     "waffles/policy/v1/types.proto",
     "waffles/proxy/v1/proxy.proto",
     "waffles/registry/v1/namespace.proto",

@@ -31,6 +31,7 @@ use crate::http::{self, Limits};
 use crate::identity::{self, Identity, OneTime};
 use crate::metrics;
 use crate::namespaces::Namespaces;
+use crate::policy::Policy;
 use crate::proxies::Proxies;
 use crate::registry::Registry;
 use crate::rest;
@@ -128,6 +129,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         db: db.clone(),
         registry: Registry::new(db.clone(), secrets.seal.clone(), discovery.clone()),
         namespaces,
+        policy: Policy::new(db.clone(), discovery.clone()),
         audit: Audit::new(db.clone()),
         proxies: Proxies::new(db.clone(), discovery.clone()),
         identity,

@@ -77,6 +77,7 @@ impl Discovery {
         let name = |resource: &pb::Resource| match resource.kind.as_ref()? {
             pb::resource::Kind::Server(server) => Some(server.spec.as_ref()?.name.clone()),
             pb::resource::Kind::Namespace(namespace) => Some(namespace.spec.as_ref()?.name.clone()),
+            pb::resource::Kind::Rule(rule) => Some(rule.spec.as_ref()?.name.clone()),
             pb::resource::Kind::Principal(principal) => Some(principal.principal.as_ref()?.name.clone()),
             _ => None,
         };
@@ -89,7 +90,7 @@ impl Discovery {
         let count = |kind| state.count(kind);
         serde_json::json!({
             "lineage": state.lineage, "revision": state.revision, "servers": count(Kind::Server),
-            "namespaces": count(Kind::Namespace), "principals": count(Kind::Principal), "api_keys": count(Kind::ApiKey), "token_keys": count(Kind::TokenKey),
+            "namespaces": count(Kind::Namespace), "principals": count(Kind::Principal), "rules": count(Kind::Rule), "api_keys": count(Kind::ApiKey), "token_keys": count(Kind::TokenKey),
         })
     }
 

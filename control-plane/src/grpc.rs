@@ -4,6 +4,7 @@
 mod audit;
 mod auth;
 mod namespaces;
+mod policy;
 mod proxies;
 mod proxy;
 mod registry;
@@ -25,6 +26,7 @@ use waffles_proto::audit::v1::audit_ingest_service_server::AuditIngestServiceSer
 use waffles_proto::audit::v1::audit_service_server::AuditServiceServer;
 use waffles_proto::auth::v1::auth_service_server::AuthServiceServer;
 use waffles_proto::discovery::v1::discovery_service_server::DiscoveryServiceServer;
+use waffles_proto::policy::v1::policy_service_server::PolicyServiceServer;
 use waffles_proto::proxy::v1::proxy_service_server::ProxyServiceServer;
 use waffles_proto::registry::v1::namespace_service_server::NamespaceServiceServer;
 use waffles_proto::registry::v1::registry_service_server::RegistryServiceServer;
@@ -78,6 +80,7 @@ pub fn router(
         .add_service(limited!(AuthServiceServer, auth::Auth::new(services.identity.clone())))
         .add_service(limited!(RegistryServiceServer, registry::Servers::new(services.registry.clone())))
         .add_service(limited!(NamespaceServiceServer, namespaces::Realms::new(services.namespaces.clone())))
+        .add_service(limited!(PolicyServiceServer, policy::Rules::new(&services, parts.drain.clone())))
         .add_service(limited!(AuditServiceServer, audit::Trail::new(&services, parts.drain.clone())))
         .add_service(limited!(ProxyServiceServer, proxies::Fleet::new(services.proxies.clone())))
         .add_service(limited!(DiscoveryServiceServer, proxy::Configuration::new(&parts)))

@@ -16,6 +16,7 @@ pub mod authz;
 pub mod discovery;
 pub mod identity;
 pub mod namespaces;
+pub mod policy;
 pub mod proxies;
 pub mod registry;
 pub mod services;

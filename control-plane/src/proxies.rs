@@ -1,6 +1,8 @@
 //! The proxies: which are connected, what each acknowledged and refuses, how each says it is. Held in memory
 //! while connected and written to the database by a task, so that a burst of messages is one write.
 
+mod sightings;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -92,6 +94,8 @@ struct Shared {
     elsewhere: Mutex<HashMap<Uuid, HealthDoc>>,
     /// What proxies said here that they found servers to speak.
     eras: Mutex<HashMap<Uuid, Eras>>,
+    /// What proxies said here that servers offer.
+    tools: sightings::Sightings,
     poker: OnceLock<Poker>,
 }
 
@@ -120,7 +124,8 @@ impl Proxies {
         // Proxies serve every tenant.
         let db = db.everywhere();
         let (live, elsewhere, eras) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let shared = Shared { db, discovery, live, elsewhere, eras, poker: OnceLock::new() };
+        let (tools, poker) = (sightings::Sightings::default(), OnceLock::new());
+        let shared = Shared { db, discovery, live, elsewhere, eras, tools, poker };
         Self { shared: Arc::new(shared) }
     }
 
@@ -163,6 +168,9 @@ impl Proxies {
     pub fn health(&self, _peer: ProxyPeer, id: Uuid, health: &audit_pb::Health) {
         let now = micros(Utc::now());
         self.found(id, found(&health.servers), now);
+        if self.shared.tools.hear(&health.tools) {
+            self.poke();
+        }
         let health = HealthDoc {
             revision: health.revision,
             open_streams: health.open_streams,
@@ -348,7 +356,8 @@ impl Proxies {
             for (id, health) in elsewhere {
                 store::put_health(&self.shared.db, id, health).await?;
             }
-            self.write_eras().await
+            self.write_eras().await?;
+            self.shared.tools.write(&self.shared.db).await
         };
         let result = tokio::time::timeout(WRITE_TIME, write).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
         if result.is_ok() {

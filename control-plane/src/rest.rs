@@ -5,6 +5,7 @@ mod extract;
 mod identity;
 mod namespaces;
 mod observe;
+mod policy;
 mod problem;
 mod servers;
 #[cfg(test)]
@@ -58,6 +59,7 @@ struct Door {
         (name = "auth", description = "Sessions"),
         (name = "api-keys", description = "Keys for programs"),
         (name = "servers", description = "Registered MCP servers"),
+        (name = "policy", description = "Rules, their versions, and what they come to"),
         (name = "audit", description = "What happened"),
         (name = "proxies", description = "Running data planes"),
         (name = "status", description = "How the control plane is doing")
@@ -105,6 +107,13 @@ fn parts() -> (Router<Arc<Door>>, OpenApi) {
         .routes(routes!(namespaces::add_server, namespaces::remove_server))
         .routes(routes!(identity::list_keys, identity::create_key))
         .routes(routes!(identity::get_key, identity::revoke_key))
+        .routes(routes!(policy::list, policy::create, policy::replace))
+        .routes(routes!(policy::get, policy::update, policy::delete))
+        .routes(routes!(policy::versions))
+        .routes(routes!(policy::version))
+        .routes(routes!(policy::rollback))
+        .routes(routes!(policy::explain))
+        .routes(routes!(policy::diff))
         .routes(routes!(observe::search))
         .routes(routes!(observe::list_proxies))
         .routes(routes!(observe::get_proxy))

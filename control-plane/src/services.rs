@@ -3,6 +3,7 @@
 use crate::audit::Audit;
 use crate::identity::Identity;
 use crate::namespaces::Namespaces;
+use crate::policy::Policy;
 use crate::proxies::Proxies;
 use crate::registry::Registry;
 use crate::store::Db;
@@ -15,6 +16,7 @@ pub struct Services {
     pub identity: Identity,
     pub registry: Registry,
     pub namespaces: Namespaces,
+    pub policy: Policy,
     pub audit: Audit,
     pub proxies: Proxies,
 }

@@ -9,8 +9,10 @@ pub mod namespaces;
 mod owner;
 pub mod principals;
 pub mod proxies;
+pub mod rules;
 mod scope;
 pub mod servers;
+pub mod tools;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

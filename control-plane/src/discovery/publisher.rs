@@ -18,7 +18,7 @@ use waffles_runtime::telemetry;
 
 use super::{Discovery, State};
 use crate::store::changes::{self, Change, Head};
-use crate::store::{Db, READ_TIME, Tx, namespaces, principals, servers};
+use crate::store::{Db, READ_TIME, Tx, namespaces, principals, rules, servers};
 
 /// A read of the whole state may take longer than one of a row.
 const MOST: Duration = Duration::from_secs(30);
@@ -152,6 +152,9 @@ impl Publisher {
             let key = ResourceKey::new(Kind::Namespace, namespace.id.to_string());
             put(key, wire::namespace_resource(&namespace));
         }
+        for rule in rules::load(tx, None).await? {
+            put(ResourceKey::new(Kind::Rule, rule.id.to_string()), wire::rule_resource(&rule));
+        }
         for change in &log {
             if state.resource(&change.key).is_none() && (change.removed || is_right(change.key.kind)) {
                 state.remove(change.key.clone(), change.revision);
@@ -170,7 +173,7 @@ impl Publisher {
             of_kind.filter_map(|change| change.key.id.parse().ok()).collect()
         };
         let mut found: HashMap<ResourceKey, pb::Resource> = HashMap::new();
-        let (servers, namespaces) = (ids(Kind::Server), ids(Kind::Namespace));
+        let (servers, namespaces, rules) = (ids(Kind::Server), ids(Kind::Namespace), ids(Kind::Rule));
         if !servers.is_empty() {
             let rows = servers::load(tx, Some(&servers)).await?;
             found.extend(rows.into_iter().filter_map(|row| self.server(row)));
@@ -179,6 +182,11 @@ impl Publisher {
             let key = |id: Uuid| ResourceKey::new(Kind::Namespace, id.to_string());
             let loaded = namespaces::load(tx, Some(&namespaces)).await?;
             found.extend(loaded.into_iter().map(|n| (key(n.id), wire::namespace_resource(&n))));
+        }
+        if !rules.is_empty() {
+            let key = |id: Uuid| ResourceKey::new(Kind::Rule, id.to_string());
+            let loaded = rules::load(tx, Some(&rules)).await?;
+            found.extend(loaded.into_iter().map(|rule| (key(rule.id), wire::rule_resource(&rule))));
         }
         for change in changed.iter().filter(|change| !change.removed) {
             let key = &change.key;

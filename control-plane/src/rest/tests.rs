@@ -65,6 +65,7 @@ impl World {
         let services = Services {
             registry: Registry::new(db.clone(), secrets.seal.clone(), discovery.clone()),
             namespaces: Namespaces::new(db.clone(), discovery.clone()),
+            policy: crate::policy::Policy::new(db.clone(), discovery.clone()),
             audit: Audit::new(db.clone()),
             proxies: Proxies::new(db.clone(), discovery),
             identity,

@@ -225,6 +225,72 @@ pub async fn search(
     Ok(rows.into_iter().map(Event::from).collect())
 }
 
+/// What of an audited call decides about it.
+#[derive(Debug, sqlx::FromRow)]
+pub struct CallRow {
+    /// Its id.
+    pub id: Uuid,
+    /// When it was made.
+    pub occurred_at: DateTime<Utc>,
+    /// `mcp.<method>`.
+    pub action: String,
+    /// Who made it.
+    pub principal_id: Option<Uuid>,
+    /// The same, by name.
+    pub principal_name: String,
+    /// The API key used.
+    pub api_key_id: String,
+    /// The client's address.
+    pub client_ip: String,
+    /// The client's revision of MCP.
+    pub protocol_version: String,
+    /// The server.
+    pub server_id: Option<Uuid>,
+    /// The same, by name.
+    pub server_name: String,
+    /// Tool, prompt or URI.
+    pub target: String,
+    /// Captured parameters, JSON.
+    pub request_payload: String,
+    /// What else the proxy says of it, JSON.
+    pub detail: String,
+}
+
+/// Calls to servers of a tenant within a span of time, newest first, before a place.
+pub async fn calls(
+    db: &Db,
+    tenant: &str,
+    since: DateTime<Utc>,
+    before: (DateTime<Utc>, Uuid),
+    limit: u32,
+) -> sqlx::Result<Vec<CallRow>> {
+    const SQL: &str = "SELECT id, occurred_at, action, principal_id, principal_name, api_key_id, client_ip,
+            protocol_version, server_id, server_name, target, request_payload, detail
+        FROM audit_events WHERE tenant = $1 AND occurred_at >= $2 AND (occurred_at, id) < ($3, $4)
+        ORDER BY occurred_at DESC, id DESC LIMIT $5";
+    read(|| async {
+        on_db!(db, |pool| sqlx::query_as(SQL)
+            .bind(tenant)
+            .bind(since)
+            .bind(before.0)
+            .bind(before.1)
+            .bind(i64::from(limit))
+            .fetch_all(pool)
+            .await)
+    })
+    .await
+}
+
+/// How many events a tenant has since a time.
+pub async fn count_since(db: &Db, tenant: &str, since: DateTime<Utc>) -> sqlx::Result<u64> {
+    const SQL: &str = "SELECT COUNT(*) FROM audit_events WHERE tenant = $1 AND occurred_at >= $2";
+    read(|| async {
+        on_db!(db, |pool| sqlx::query_scalar(SQL).bind(tenant).bind(since).fetch_one(pool).await)
+    })
+    .await
+    .map(unsigned)
+}
+
 /// The place of the event that was stored last; 0 where there is none.
 pub async fn last_position(db: &Db) -> sqlx::Result<i64> {
     const SQL: &str = "SELECT COALESCE(MAX(position), 0) FROM audit_events";

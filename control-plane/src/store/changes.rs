@@ -2,11 +2,15 @@
 //! database this is.
 
 use chrono::Utc;
+use sqlx::QueryBuilder;
 use uuid::Uuid;
 use waffles_core::audit::micros;
 use waffles_core::snapshot::{Kind, ResourceKey};
 
 use super::{Db, Tx, on_db, on_tx, read};
+
+/// Rows a statement.
+const ROWS: usize = 500;
 
 /// The channel that replicas listen on, on Postgres.
 pub const CHANNEL: &str = "waffles_revision";
@@ -33,6 +37,35 @@ pub async fn append(tx: &mut Tx, key: &ResourceKey, removed: bool) -> sqlx::Resu
         sqlx::query(NOTIFY).bind(CHANNEL).execute(&mut **pg).await?;
     }
     Ok(unsigned(revision))
+}
+
+/// Appends many changes as one, each with its revision, and gives the last of these; as [`append`], but with few
+/// statements. Of none it gives the revision that there is.
+pub async fn append_all(tx: &mut Tx, changes: &[(ResourceKey, bool)]) -> sqlx::Result<u64> {
+    const NEXT: &str = "UPDATE meta SET revision = revision + $1 RETURNING revision";
+    const NOTIFY: &str = "SELECT pg_notify($1, '')";
+    let count = i64::try_from(changes.len()).unwrap_or(i64::MAX);
+    let last: i64 = on_tx!(&mut *tx, |conn| sqlx::query_scalar(NEXT).bind(count).fetch_one(conn).await)?;
+    let now = micros(Utc::now());
+    let numbered: Vec<_> = (last - count + 1..).zip(changes).collect();
+    for rows in numbered.chunks(ROWS) {
+        on_tx!(&mut *tx, |conn| {
+            let mut query =
+                QueryBuilder::new("INSERT INTO revisions (revision, kind, resource_id, removed, at) ");
+            query.push_values(rows, |mut row, (revision, (key, removed))| {
+                row.push_bind(*revision)
+                    .push_bind(key.kind.as_str())
+                    .push_bind(&key.id)
+                    .push_bind(*removed)
+                    .push_bind(now);
+            });
+            query.build().persistent(false).execute(conn).await.map(drop)
+        })?;
+    }
+    if let Tx::Pg(pg) = tx {
+        sqlx::query(NOTIFY).bind(CHANNEL).execute(&mut **pg).await?;
+    }
+    Ok(unsigned(last))
 }
 
 /// Which database this is and how far it has come.

@@ -51,6 +51,27 @@ impl ServerRow {
         self.id
     }
 
+    /// The server's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The server without its credential, for what does not call it.
+    pub fn described(self) -> Result<Server, Broken> {
+        let broken = |reason: String| Broken { name: self.name.clone(), reason };
+        let spec = self.spec.0.into_spec(self.name.clone()).map_err(broken)?;
+        Ok(Server {
+            id: self.id,
+            tenant: self.tenant,
+            spec,
+            credential: Credential::None,
+            enabled: self.enabled,
+            version: unsigned(self.version),
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+        })
+    }
+
     /// Opens the credential and puts the server together.
     pub fn open(self, seal: &SealRing) -> Result<Server, Broken> {
         let broken = |reason: String| Broken { name: self.name.clone(), reason };

@@ -16,6 +16,7 @@ mod discovery;
 mod doors;
 mod namespaces;
 mod outage;
+mod policy;
 mod registry;
 mod store;
 mod tenants;

@@ -4,7 +4,7 @@ use super::*;
 use crate::authz::{ROUTES, route_rule};
 
 fn concrete(path: &str) -> String {
-    ["{name}", "{id}", "{proxy}", "{server}"]
+    ["{name}", "{id}", "{proxy}", "{server}", "{version}"]
         .iter()
         .fold(path.to_owned(), |path, part| path.replace(part, "nobody"))
 }
