@@ -11,6 +11,7 @@ use crate::call::CallArgs;
 use crate::key::KeyCommand;
 use crate::login::{ContextCommand, LoginArgs};
 use crate::namespace::NamespaceCommand;
+use crate::policy::PolicyCommand;
 use crate::run::RunArgs;
 use crate::server::ServerCommand;
 
@@ -83,6 +84,9 @@ pub(crate) enum Command {
     /// Namespaces: sets of servers behind one door.
     #[command(subcommand)]
     Namespace(NamespaceCommand),
+    /// Policy: rules with conditions, their versions, and what they come to.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// API keys.
     #[command(subcommand)]
     Key(KeyCommand),

@@ -14,6 +14,7 @@ use waffles_core::wire::time;
 use waffles_proto::audit::v1::audit_service_client::AuditServiceClient;
 use waffles_proto::auth::v1::auth_service_client::AuthServiceClient;
 use waffles_proto::auth::v1::{self as auth_pb, RefreshRequest};
+use waffles_proto::policy::v1::policy_service_client::PolicyServiceClient;
 use waffles_proto::proxy::v1::proxy_service_client::ProxyServiceClient;
 use waffles_proto::registry::v1::namespace_service_client::NamespaceServiceClient;
 use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
@@ -237,6 +238,11 @@ impl Client {
     /// Log-in and keys.
     pub(crate) fn identity(&self) -> AuthServiceClient<Link> {
         AuthServiceClient::new(self.wire())
+    }
+
+    /// The policy. What it is told may be as long as one message, and so may what it tells.
+    pub(crate) fn policies(&self) -> PolicyServiceClient<Link> {
+        PolicyServiceClient::new(self.wire())
     }
 
     /// The audit trail.

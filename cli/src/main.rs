@@ -20,6 +20,7 @@ mod mcp;
 mod moment;
 mod namespace;
 mod output;
+mod policy;
 mod proxy;
 mod run;
 mod server;
@@ -65,6 +66,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Context(command) => login::context(&global, command),
         Command::Server(command) => server::run(&global, command).await,
         Command::Namespace(command) => namespace::run(&global, command).await,
+        Command::Policy(command) => policy::run(&global, command).await,
         Command::Key(command) => key::run(&global, command).await,
         Command::Audit(command) => audit::run(&global, command).await,
         Command::Proxy(command) => proxy::run(&global, command).await,

@@ -14,9 +14,11 @@ use super::{Shape, clean_lines, columns, fields};
 use crate::moment::age;
 
 pub(crate) use namespace::Namespace;
+pub(crate) use policy::{Explanation, Finding, PolicyVersion, RuleChange, StoredRule, TestResult, Trial};
 pub(crate) use stdio::{Imported, Running, StdioProgram};
 
 mod namespace;
+mod policy;
 mod stdio;
 
 fn list(items: &[String]) -> String {
