@@ -10,6 +10,7 @@ const FILES: [&str; 8] = [
     "waffles/discovery/v1/discovery.proto",
     "waffles/policy/v1/policy.proto",
     "waffles/policy/v1/types.proto",
+    "waffles/proxy/v1/enrolment.proto",
     "waffles/proxy/v1/proxy.proto",
     "waffles/registry/v1/namespace.proto",
     "waffles/registry/v1/registry.proto",

@@ -12,6 +12,7 @@ use crate::key::KeyCommand;
 use crate::login::{ContextCommand, LoginArgs};
 use crate::namespace::NamespaceCommand;
 use crate::policy::PolicyCommand;
+use crate::proxy::ProxyCommand;
 use crate::run::RunArgs;
 use crate::server::ServerCommand;
 
@@ -93,7 +94,7 @@ pub(crate) enum Command {
     /// The audit trail.
     #[command(subcommand)]
     Audit(AuditCommand),
-    /// Proxies: the running data planes.
+    /// Proxies: the running data planes, and which of them belong.
     #[command(subcommand)]
     Proxy(ProxyCommand),
     /// Call a tool, as an MCP client does, through the data plane.
@@ -134,17 +135,6 @@ pub(crate) enum AuditCommand {
     Search(SearchArgs),
     /// Follow: print events as they are stored, until Ctrl-C.
     Tail(TailArgs),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ProxyCommand {
-    /// List proxies, with what they acknowledged and how far they are behind.
-    List,
-    /// Show one proxy, with the resources it refused.
-    Get {
-        /// Its name or id.
-        proxy: String,
-    },
 }
 
 /// Flags of `up`.

@@ -1,14 +1,12 @@
 //! The way to the control plane: the context in use, its credential, refreshed when it is about to end, and
 //! the gRPC channel.
 
-use std::time::Duration;
-
 use chrono::Utc;
 use secrecy::{ExposeSecret as _, SecretString};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use waffles_core::wire::time;
 use waffles_proto::audit::v1::audit_service_client::AuditServiceClient;
@@ -22,9 +20,8 @@ use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
 use crate::args::Global;
 use crate::context::{Context, Store, Tokens};
 use crate::failure::Failure;
+use crate::place::Place;
 
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 /// An access token that ends sooner than this is refreshed first.
 const MARGIN: chrono::TimeDelta = chrono::TimeDelta::seconds(30);
 
@@ -113,8 +110,7 @@ impl Chosen {
     }
 
     async fn refresh(&mut self) -> anyhow::Result<()> {
-        let grpc = self.context.grpc.clone();
-        let channel = connect(&grpc).await?;
+        let channel = connect(&self.context).await?;
         let lock = {
             let store = self.store.clone();
             tokio::task::spawn_blocking(move || store.lock()).await??
@@ -168,26 +164,9 @@ pub(crate) fn tokens_from(tokens: Option<auth_pb::Tokens>, email: String) -> any
     read().ok_or_else(|| anyhow::anyhow!("the control plane's answer holds no tokens"))
 }
 
-/// Opens a channel to the control plane at an address.
-#[expect(clippy::disallowed_methods, reason = "a person says where to, on their own machine")]
-pub(crate) async fn connect(grpc: &str) -> anyhow::Result<Channel> {
-    let endpoint = Endpoint::from_shared(grpc.to_owned())
-        .map_err(|error| Failure::usage(format!("{grpc} is not an address: {error}")))?;
-    if endpoint.uri().scheme_str() != Some("http") {
-        return Err(Failure::usage(format!("{grpc} is not an http:// address"))
-            .next("This version speaks gRPC without TLS; reach a remote control plane through a tunnel.")
-            .into());
-    }
-    let endpoint = endpoint
-        .user_agent(concat!("wafflectl/", env!("CARGO_PKG_VERSION")))?
-        .connect_timeout(CONNECT_LIMIT)
-        .timeout(REQUEST_LIMIT);
-    endpoint.connect().await.map_err(|error| {
-        let message = format!("cannot reach the control plane at {grpc}: {}", root(&error));
-        Failure::unreachable(message)
-            .next("Start it (`wafflectl up`), or check the address with `wafflectl context show`.")
-            .into()
-    })
+/// Opens a channel to the control plane at a place.
+pub(crate) async fn connect(place: impl Into<Place<'_>>) -> anyhow::Result<Channel> {
+    place.into().connect().await
 }
 
 /// The deepest cause of an error, which is the one that says something.
@@ -212,13 +191,16 @@ impl Client {
     pub(crate) async fn open(global: &Global) -> anyhow::Result<Self> {
         let mut chosen = Chosen::find(global)?;
         let credential = chosen.credential().await?;
-        let channel = connect(&chosen.context.grpc).await?;
+        let channel = connect(&chosen.context).await?;
         Ok(Self { auth: Auth::new(Some(&credential))?, channel, chosen })
     }
 
     /// A link to an address with a credential, for when there is no context yet.
-    pub(crate) async fn link(grpc: &str, credential: Option<&SecretString>) -> anyhow::Result<Link> {
-        Ok(InterceptedService::new(connect(grpc).await?, Auth::new(credential)?))
+    pub(crate) async fn link(
+        place: impl Into<Place<'_>>,
+        credential: Option<&SecretString>,
+    ) -> anyhow::Result<Link> {
+        Ok(InterceptedService::new(connect(place).await?, Auth::new(credential)?))
     }
 
     fn wire(&self) -> Link {

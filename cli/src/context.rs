@@ -36,6 +36,9 @@ pub(crate) struct Contexts {
 pub(crate) struct Context {
     /// Address of the control plane's gRPC port, such as `http://127.0.0.1:8082`.
     pub(crate) grpc: String,
+    /// The authority (PEM) that certifies the gRPC port; needed where its address begins with `https://`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ca: Option<String>,
     /// Address of the control plane's HTTP port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) http: Option<String>,

@@ -13,11 +13,11 @@ use waffles_proto::registry::v1::ListServersRequest;
 
 use crate::args::Global;
 use crate::client::{Chosen, Client, connect, root};
-use crate::context::{Store, is_open_to_others};
+use crate::context::{Context, Store, is_open_to_others};
 use crate::failure::Failure;
 use crate::mcp::{self, Era};
 use crate::output::print;
-use crate::output::shape::Check;
+use crate::output::shape::{Check, Standing};
 use crate::{proxy, server};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -85,7 +85,7 @@ async fn examine(global: &Global, report: &mut Report) {
     report.ok("context", format!("{}: gRPC {}", chosen.name, context.grpc));
     let (http, mcp) = (context.http.clone(), context.mcp.clone());
 
-    check_grpc(&chosen.context.grpc, report).await;
+    check_grpc(&chosen.context, report).await;
     check_http(http.as_deref(), report).await;
     let credential = chosen.credential().await;
     match &credential {
@@ -121,8 +121,9 @@ fn check_file(store: &Store, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn check_grpc(grpc: &str, report: &mut Report) {
-    let channel = match connect(grpc).await {
+async fn check_grpc(context: &Context, report: &mut Report) {
+    let grpc = &context.grpc;
+    let channel = match connect(context).await {
         Ok(channel) => channel,
         Err(error) => return report.failure("control plane gRPC", &error),
     };
@@ -230,7 +231,7 @@ async fn check_proxies(client: &Client, report: &mut Report) {
         report.fail(
             NAME,
             "none has ever connected",
-            "Start a data plane with --control-plane and --proxy-token-file, and see its log.",
+            "Make a token with `wafflectl proxy enroll`, start a data plane with --control-plane and --join-token-file, and see its log.",
         );
     }
     for proxy in &proxies {
@@ -253,6 +254,19 @@ async fn check_proxies(client: &Client, report: &mut Report) {
             );
         } else {
             report.ok(&name, "connected, nothing refused, up to date");
+        }
+        match proxy.standing() {
+            Standing::Good => {}
+            Standing::Denied => report.warn(
+                &name,
+                "is shut out",
+                "On purpose, nothing is to be done; else `wafflectl proxy allow` and a new token let it in again.",
+            ),
+            Standing::Ended => report.fail(
+                &name,
+                "has a certificate that has ended",
+                "Give it a new token: `wafflectl proxy enroll`, to be put where its --join-token-file says.",
+            ),
         }
         if proxy.lost_records > 0 {
             report.warn(

@@ -35,6 +35,10 @@ pub(crate) struct LoginArgs {
     /// Address of the control plane's gRPC port; needed for a new context.
     #[arg(long, value_name = "URL")]
     grpc: Option<String>,
+    /// The authority (PEM) that certifies an address that begins with https://: what
+    /// `waffles-control-plane ca` prints.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Address of the control plane's HTTP port, for `doctor`.
     #[arg(long, value_name = "URL")]
     http: Option<String>,
@@ -106,6 +110,10 @@ pub(crate) async fn login(global: &Global, args: LoginArgs) -> anyhow::Result<()
             .into());
     }
     context.grpc = args.grpc.clone().unwrap_or(context.grpc);
+    if let Some(path) = &args.ca {
+        let read = std::fs::read_to_string(path);
+        context.ca = Some(read.with_context(|| format!("cannot read {}", path.display()))?);
+    }
     context.http = args.http.clone().or(context.http);
     context.mcp = args.mcp.clone().or(context.mcp);
     if context.grpc.is_empty() {
@@ -133,7 +141,7 @@ async fn keep_key(context: &mut Context, file: &Path) -> anyhow::Result<GetSelfR
             .next("A key begins with wfl_ and has 69 characters; check that it was copied whole.")
             .into());
     }
-    let link = Client::link(&context.grpc, Some(&key)).await?;
+    let link = Client::link(&*context, Some(&key)).await?;
     let answer = AuthServiceClient::new(link).get_self(GetSelfRequest {}).await.map_err(Failure::from)?;
     let answer = answer.into_inner();
     context.tenant = answer.principal.as_ref().map(|principal| principal.tenant.clone());
@@ -154,7 +162,7 @@ async fn log_in(global: &Global, args: &LoginArgs, context: &mut Context) -> any
         (false, None) => ask_password(&email)?,
     };
     let tenant = global.tenant.clone().or_else(|| context.tenant.clone()).unwrap_or_default();
-    let link = Client::link(&context.grpc, None).await?;
+    let link = Client::link(&*context, None).await?;
     let request =
         LoginRequest { email: email.clone(), password: password.expose_secret().to_owned(), tenant };
     let answer = AuthServiceClient::new(link).login(request).await.map_err(|status| {
@@ -168,7 +176,7 @@ async fn log_in(global: &Global, args: &LoginArgs, context: &mut Context) -> any
     })?;
     let answer = answer.into_inner();
     let tokens = tokens_from(answer.tokens, email)?;
-    let link = Client::link(&context.grpc, Some(&tokens.access)).await?;
+    let link = Client::link(&*context, Some(&tokens.access)).await?;
     let self_ = AuthServiceClient::new(link).get_self(GetSelfRequest {}).await.map_err(Failure::from)?;
     context.tenant = answer.principal.map(|principal| principal.tenant);
     context.tokens = Some(tokens);
@@ -203,7 +211,7 @@ pub(crate) async fn logout(global: &Global) -> anyhow::Result<()> {
         note(&format!("Context {} has no session.", chosen.name));
         return Ok(());
     };
-    let link = Client::link(&chosen.context.grpc, None).await?;
+    let link = Client::link(&chosen.context, None).await?;
     let refresh_token = tokens.refresh.expose_secret().to_owned();
     AuthServiceClient::new(link).logout(LogoutRequest { refresh_token }).await.map_err(Failure::from)?;
     chosen.store.change(|contexts| {

@@ -21,6 +21,7 @@ mod moment;
 mod namespace;
 mod output;
 mod policy;
+mod place;
 mod proxy;
 mod run;
 mod server;

@@ -167,6 +167,9 @@ pub(crate) struct SpecArgs {
     /// A field that is blanked in captured payloads; may be repeated.
     #[arg(long, value_name = "FIELD")]
     redact: Vec<String>,
+    /// A group of proxies that serves it, instead of all; may be repeated.
+    #[arg(long, value_name = "GROUP")]
+    group: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -218,6 +221,8 @@ pub(crate) enum Field {
     Timeouts,
     /// No field blanked.
     Redact,
+    /// All groups of proxies.
+    Groups,
 }
 
 impl SpecArgs {
@@ -270,6 +275,7 @@ impl SpecArgs {
         if !self.mark.is_empty() {
             spec.marks = self.mark;
         }
+        replace(&mut spec.groups, self.group);
         let tools = spec.tools.get_or_insert_default();
         replace(&mut tools.allow, self.allow);
         replace(&mut tools.deny, self.deny);
@@ -344,6 +350,7 @@ fn clear(spec: &mut ServerSpec, field: Field) {
         Field::Methods => spec.methods.clear(),
         Field::Timeouts => spec.timeouts = Some(Timeouts::default()),
         Field::Redact => spec.redact.clear(),
+        Field::Groups => spec.groups.clear(),
     }
 }
 

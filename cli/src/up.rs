@@ -20,6 +20,7 @@ use crate::context::{Store, make_private_folder};
 use crate::failure::Failure;
 use crate::output::shape::{Admin, AdminPorts, Up};
 use crate::output::{Shape, line, print, print_one};
+use crate::place::Place;
 use child::{Child, Program};
 use first::{ADMIN, Credential};
 use stdio::Runs;
@@ -51,7 +52,16 @@ struct ControlPlane {
     http: SocketAddr,
     grpc: SocketAddr,
     admin: SocketAddr,
+    ca: String,
     bootstrap: Option<Bootstrap>,
+}
+
+impl ControlPlane {
+    /// How operators reach it: in the clear where the port is on loopback, as it then allows.
+    fn grpc_url(&self) -> String {
+        let scheme = if self.grpc.ip().to_canonical().is_loopback() { "http" } else { "https" };
+        format!("{scheme}://{}", dialled(self.grpc))
+    }
 }
 
 /// The account that the first start made.
@@ -239,15 +249,18 @@ impl Starter<'_> {
         let data_path = child::find("waffles-data-plane")?;
         let control = planes.control.insert(self.control_plane(&control_path).start()?);
         let announced: ControlPlane = control.announcement().await?;
-        let grpc = url(announced.grpc);
-        let data = planes.data.insert(self.data_plane(data_path, &grpc).start()?);
-        let (listening, credential) = tokio::try_join!(data.announcement::<DataPlane>(), async {
-            self.credential(&announced, &grpc, &control_path).await
-        })?;
+        let grpc = announced.grpc_url();
+        let place = Place::new(&grpc, Some(&announced.ca));
+        let data = planes.data.insert(self.data_plane(data_path, announced.grpc).start()?);
+        let (listening, credential, _) = tokio::try_join!(
+            data.announcement::<DataPlane>(),
+            self.credential(&announced, place, &control_path),
+            self.join_token(&control_path).output(),
+        )?;
         let mut up = Up {
             mcp: format!("{}/mcp", url(listening.mcp)),
             http: url(announced.http),
-            grpc,
+            grpc: grpc.clone(),
             admin_ports: AdminPorts {
                 data_plane: listening.admin.to_string(),
                 control_plane: announced.admin.to_string(),
@@ -262,10 +275,10 @@ impl Starter<'_> {
             up.admin.password = credential.password.as_ref().map(|text| text.expose_secret().to_owned());
             up.api_key = Some(credential.key.expose_secret().to_owned());
         }
-        self.write_context(&up, &credential)?;
+        self.write_context(&up, &announced.ca, &credential)?;
         let ready = async {
             if let Some(demo) = &self.demo_url {
-                let link = Client::link(&up.grpc, Some(&credential.key)).await?;
+                let link = Client::link(place, Some(&credential.key)).await?;
                 demo::register(link, demo).await?;
             }
             until_ready(listening.admin).await?;
@@ -306,13 +319,12 @@ impl Starter<'_> {
     }
 
     fn control_plane(&self, path: &Path) -> Program {
-        let Self { args, home, .. } = self;
+        let Self { args, .. } = self;
         let mut program = self.control_plane_program(path);
         program.args.extend(flags([
             ("--http-addr", args.http_addr.to_string().into()),
             ("--grpc-addr", args.grpc_addr.to_string().into()),
             ("--admin-addr", admin_addr(args.http_addr, 9081).to_string().into()),
-            ("--proxy-token-file", home.path.join("proxy.token").into()),
             ("--log-format", "json".into()),
             ("--grace", format!("{}s", CONTROL_PLANE_GRACE.as_secs()).into()),
         ]));
@@ -334,11 +346,19 @@ impl Starter<'_> {
         }
     }
 
-    fn data_plane(&self, path: PathBuf, grpc: &str) -> Program {
+    /// The token that the data plane joins with, if it is not a member yet or not any more.
+    fn join_token(&self, path: &Path) -> Program {
+        let mut program = self.control_plane_program(path);
+        program.args.insert(0, "join-token".into());
+        program.args.extend(flags([("--file", self.home.path.join("join.token").into())]));
+        program
+    }
+
+    fn data_plane(&self, path: PathBuf, grpc: SocketAddr) -> Program {
         let Self { args, home, .. } = self;
         let mut arguments = flags([
-            ("--control-plane", grpc.into()),
-            ("--proxy-token-file", home.path.join("proxy.token").into()),
+            ("--control-plane", format!("https://{}", dialled(grpc)).into()),
+            ("--join-token-file", home.path.join("join.token").into()),
             ("--data-dir", home.path.join("proxy").into()),
             ("--mcp-addr", args.mcp_addr.to_string().into()),
             ("--admin-addr", admin_addr(args.mcp_addr, 9080).to_string().into()),
@@ -371,7 +391,7 @@ impl Starter<'_> {
     async fn credential(
         &self,
         announced: &ControlPlane,
-        grpc: &str,
+        grpc: Place<'_>,
         control_plane: &Path,
     ) -> anyhow::Result<Credential> {
         if let Some(Bootstrap { email, password }) = &announced.bootstrap {
@@ -389,11 +409,12 @@ impl Starter<'_> {
         first::made(grpc, ADMIN, &password.into()).await
     }
 
-    fn write_context(&self, up: &Up, credential: &Credential) -> anyhow::Result<()> {
+    fn write_context(&self, up: &Up, ca: &str, credential: &Credential) -> anyhow::Result<()> {
         let name = self.context_name();
         self.store().change(|contexts| {
             let context = contexts.contexts.entry(name.to_owned()).or_default();
             context.grpc.clone_from(&up.grpc);
+            context.ca = up.grpc.starts_with("https://").then(|| ca.to_owned());
             context.http = Some(up.http.clone());
             context.mcp = Some(up.mcp.clone());
             if credential.is_new {
@@ -476,12 +497,16 @@ async fn until_ready(admin: SocketAddr) -> anyhow::Result<()> {
 
 /// The address a client dials for one that a program listens on.
 fn url(addr: SocketAddr) -> String {
+    format!("http://{}", dialled(addr))
+}
+
+fn dialled(addr: SocketAddr) -> SocketAddr {
     let ip = match addr.ip() {
         std::net::IpAddr::V4(ip) if ip.is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
         std::net::IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    format!("http://{}", SocketAddr::new(ip, addr.port()))
+    SocketAddr::new(ip, addr.port())
 }
 
 /// Refuses an address that is taken. The data plane itself could not tell: it shares its port between cores.

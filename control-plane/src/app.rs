@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use url::Url;
+use waffles_core::proxy::JoinToken;
 use waffles_core::snapshot::Settings;
 use waffles_runtime::admin::{self, Admin, Gates};
 use waffles_runtime::drain::{self, Drain, Outcome, Signals, Trigger};
@@ -24,10 +25,12 @@ use waffles_runtime::task::{self, Driver, Supervisor, Tasks};
 use waffles_runtime::telemetry::{self, Metrics};
 
 use crate::audit::Audit;
+use crate::authz::OpCtx;
 use crate::config::Config;
 use crate::discovery::{Discovery, Listener, Publisher};
+use crate::enrolment::{self, Enrolment};
 use crate::grpc;
-use crate::http::{self, Limits};
+use crate::http::{self, Limits, Secure};
 use crate::identity::{self, Identity, OneTime};
 use crate::metrics;
 use crate::namespaces::Namespaces;
@@ -35,7 +38,7 @@ use crate::policy::Policy;
 use crate::proxies::Proxies;
 use crate::registry::Registry;
 use crate::rest;
-use crate::secrets::{ProxyToken, Secrets};
+use crate::secrets::Secrets;
 use crate::services::Services;
 use crate::store::changes::{self, Claim};
 use crate::store::{self, Db, OpenError};
@@ -67,6 +70,7 @@ pub struct Bound {
     /// The admin account, at the very first start.
     pub first: Option<OneTime>,
     announce: bool,
+    ca: String,
     db: Db,
     /// Keeps other control planes off a SQLite file until the process ends.
     _held: Option<std::fs::File>,
@@ -91,6 +95,7 @@ struct Work {
     rotation: Driver<identity::Rotation>,
     roster: Driver<crate::proxies::Roster>,
     listener: Listener,
+    keeper: Driver<enrolment::Keeper>,
 }
 
 /// Opens what the configuration names, brings the database up to date, and makes what must be there at first.
@@ -107,7 +112,6 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
 
     make_folder(&config.data_dir)?;
     let secrets = Secrets::load(&config.secrets.master_key)?;
-    let token = ProxyToken::load(&config.secrets.proxy_token)?;
     // The database may be waited for, and a process that is asked to end meanwhile shall end.
     let db = tokio::select! {
         db = open_database(&config, &secrets) => db?,
@@ -125,6 +129,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let first = identity.bootstrap().await.context("the first account cannot be made")?;
     let namespaces = Namespaces::new(db.clone(), discovery.clone());
     namespaces.bootstrap().await.context("the namespace `default` cannot be made")?;
+    let enrolment = enrolment_of(&config, &db, &secrets);
+    enrolment.bootstrap().await.context("there is no authority to certify proxies with")?;
+    let ca = enrolment.authorities_pem()?;
     let services = Services {
         db: db.clone(),
         registry: Registry::new(db.clone(), secrets.seal.clone(), discovery.clone()),
@@ -132,6 +139,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         policy: Policy::new(db.clone(), discovery.clone()),
         audit: Audit::new(db.clone()),
         proxies: Proxies::new(db.clone(), discovery.clone()),
+        enrolment,
         identity,
     };
     // A published port of a container is `localhost` to its user, and nobody can rebind that name.
@@ -140,13 +148,8 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let rest = rest::router(services.clone(), hosts, gates.clone());
     // No browser speaks gRPC, and proxies know us by names of their cluster.
     let hosts = Hosts::new(grpc.local_addr()?, config.public_hosts.clone()).or_any_name();
-    let parts = grpc::Parts {
-        services: services.clone(),
-        discovery: discovery.clone(),
-        token,
-        hosts,
-        drain: drain.clone(),
-    };
+    let parts =
+        grpc::Parts { services: services.clone(), discovery: discovery.clone(), hosts, drain: drain.clone() };
     let (rpc, health) = grpc::router(parts).context("the descriptors of the contracts cannot be served")?;
     metrics::register(&metrics, &services.audit, &services.proxies, &discovery, &gates);
     let admin = Admin::new(gates.clone(), metrics, tasks.clone())
@@ -177,6 +180,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         upkeep: Driver::new(Upkeep::new(db.clone(), config.audit_retention), Upkeep::PERIOD),
         rotation: Driver::new(services.identity.rotation(), identity::Rotation::PERIOD),
         roster: services.proxies.driver(),
+        keeper: services.enrolment.driver(),
         listener: Listener::new(db.clone(), discovery.clone()),
     };
     Ok(Bound {
@@ -185,6 +189,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         admin_addr: admin.local_addr(),
         first,
         announce: config.announce,
+        ca,
         db,
         _held: held,
         services,
@@ -202,6 +207,11 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
 }
 
 impl Bound {
+    /// The services, for whoever runs a control plane within another program.
+    pub fn services(&self) -> &Services {
+        &self.services
+    }
+
     /// Serves until a signal, then drains.
     pub async fn run(self) -> anyhow::Result<()> {
         self.run_until(std::future::pending()).await
@@ -221,15 +231,22 @@ impl Bound {
         self.work.pulse.spawn(&tasks, drain.clone());
         self.work.publisher.spawn(&tasks, drain.clone());
         self.work.roster.spawn(&tasks, drain.clone());
+        self.work.keeper.spawn(&tasks, drain.clone());
         self.work.rotation.spawn(&tasks, drain.clone());
         self.work.upkeep.spawn(&tasks, drain.clone());
         supervisor.spawn("listener", self.work.listener.run(drain.clone()));
-        supervisor.spawn("http", http::serve(self.http.0, self.http.1, HTTP, drain.clone()));
-        supervisor.spawn("grpc", http::serve(self.grpc.0, self.grpc.1, GRPC, drain.clone()));
+        supervisor.spawn("http", http::serve(self.http.0, self.http.1, HTTP, None, drain.clone()));
+        let secure = Secure {
+            enrolment: self.services.enrolment.clone(),
+            plain: self.grpc_addr.ip().to_canonical().is_loopback(),
+        };
+        supervisor.spawn("grpc", http::serve(self.grpc.0, self.grpc.1, GRPC, Some(secure), drain.clone()));
         tracing::info!(http = %self.http_addr, grpc = %self.grpc_addr, admin = %self.admin_addr, "listening");
 
-        let greeting =
-            greeting(self.announce, self.first.take(), [self.http_addr, self.grpc_addr, self.admin_addr]);
+        let line = json!({
+            "http": self.http_addr, "grpc": self.grpc_addr, "admin": self.admin_addr, "ca": self.ca,
+        });
+        let greeting = Greeting { announce: self.announce, line, first: self.first.take() };
         let ready = async {
             self.gates.ready().await;
             self.health.set_service_status("", ServingStatus::Serving).await;
@@ -328,7 +345,7 @@ pub async fn new_lineage(config: &Config) -> anyhow::Result<()> {
     let lineage = changes::new_lineage(&mut tx).await?;
     crate::audit::note(
         &mut tx,
-        &crate::authz::OpCtx::system(),
+        &OpCtx::system(),
         "database.new_lineage",
         "database",
         json!({ "lineage": lineage }),
@@ -338,6 +355,64 @@ pub async fn new_lineage(config: &Config) -> anyhow::Result<()> {
     tracing::info!(lineage, "proxies will be sent everything");
     db.close().await;
     Ok(())
+}
+
+/// Makes a join token, for the command: whoever has this machine may let a proxy in.
+pub async fn new_join_token(config: &Config, group: &str) -> anyhow::Result<JoinToken> {
+    make_folder(&config.data_dir)?;
+    let secrets = Secrets::load(&config.secrets.master_key)?;
+    let db = open_database(config, &secrets).await?;
+    let enrolment = enrolment_of(config, &db, &secrets);
+    enrolment.bootstrap().await?;
+    let new = enrolment.create_token(&OpCtx::system(), group, None).await?;
+    db.close().await;
+    Ok(new.token)
+}
+
+/// Makes a join token and prints it, or writes it to a file.
+pub async fn join_token(config: &Config, group: &str, file: Option<&Path>) -> anyhow::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let token = new_join_token(config, group).await?;
+    let Some(path) = file else {
+        writeln!(std::io::stdout(), "{}", token.expose())?;
+        return Ok(());
+    };
+    let write = || {
+        let draft = path.with_extension("draft");
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+        writeln!(file, "{}", token.expose())?;
+        std::fs::rename(&draft, path)
+    };
+    write().with_context(|| format!("--file: cannot write {}", path.display()))
+}
+
+/// Prints the authorities, for the command.
+pub async fn authorities(config: &Config) -> anyhow::Result<()> {
+    make_folder(&config.data_dir)?;
+    let secrets = Secrets::load(&config.secrets.master_key)?;
+    let db = open_database(config, &secrets).await?;
+    let enrolment = enrolment_of(config, &db, &secrets);
+    enrolment.bootstrap().await?;
+    write!(std::io::stdout(), "{}", enrolment.authorities_pem()?)?;
+    db.close().await;
+    Ok(())
+}
+
+/// The gRPC port is reached by the public names, and always from this machine.
+fn enrolment_of(config: &Config, db: &Db, secrets: &Secrets) -> Enrolment {
+    let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
+    let bound = config.listen.grpc.ip();
+    if !bound.is_unspecified() && !bound.is_loopback() {
+        names.push(bound.to_string());
+    }
+    names.extend(config.public_hosts.iter().map(|name| name.to_ascii_lowercase()));
+    let settings = enrolment::Settings {
+        certificate_life: config.certificate_life,
+        names,
+        files: config.authority.clone(),
+    };
+    Enrolment::new(db.clone(), secrets, settings)
 }
 
 /// Opens the database, waits for it where it is not there yet, migrates it, and makes sure of the master key.
@@ -384,11 +459,6 @@ struct Greeting {
     announce: bool,
     line: Value,
     first: Option<OneTime>,
-}
-
-fn greeting(announce: bool, first: Option<OneTime>, [http, grpc, admin]: [SocketAddr; 3]) -> Greeting {
-    let line = json!({ "http": http, "grpc": grpc, "admin": admin });
-    Greeting { announce, line, first }
 }
 
 impl Greeting {

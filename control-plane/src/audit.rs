@@ -18,10 +18,9 @@ use waffles_core::policy::Permission;
 use waffles_core::wire;
 use waffles_proto::audit::v1 as pb;
 
-use crate::authz::OpCtx;
+use crate::authz::{OpCtx, ProxyPeer};
 use crate::error::Error;
 use crate::page::{Page, Paged};
-use crate::secrets::ProxyPeer;
 use crate::store::audit::{self as store, Place};
 use crate::store::{Db, Tx};
 
@@ -96,19 +95,14 @@ impl Audit {
     }
 
     /// How far a proxy's spool is stored.
-    pub async fn stored_through(&self, _peer: ProxyPeer, proxy: Uuid, spool: Uuid) -> Result<u64, Error> {
-        Ok(store::stored_through(&self.db.everywhere(), proxy, spool).await?)
+    pub async fn stored_through(&self, peer: &ProxyPeer, spool: Uuid) -> Result<u64, Error> {
+        Ok(store::stored_through(&self.db.everywhere(), peer.id(), spool).await?)
     }
 
     /// Takes in a batch and says how far the spool is stored now. A record that cannot be read, or that the
     /// database will not have, is stored as one that says so: it must not hold up those behind it for ever.
-    pub async fn ingest(
-        &self,
-        _peer: ProxyPeer,
-        proxy: Uuid,
-        spool: Uuid,
-        batch: pb::Batch,
-    ) -> Result<u64, Error> {
+    pub async fn ingest(&self, peer: &ProxyPeer, spool: Uuid, batch: pb::Batch) -> Result<u64, Error> {
+        let proxy = peer.id();
         if batch.events.len() > MOST_RECORDS {
             return Err(Error::invalid("events", format!("must be at most {MOST_RECORDS}")));
         }

@@ -3,12 +3,14 @@
 
 use std::net::IpAddr;
 
+use chrono::{DateTime, Utc};
 use http::Method;
 use uuid::Uuid;
 use waffles_core::DEFAULT_TENANT;
 use waffles_core::credential::ApiKey;
 use waffles_core::policy::{Caller, Permission, PermissionSet};
 use waffles_core::principal::Principal;
+use waffles_core::proxy::ProxyIdentity;
 
 use crate::error::Error;
 
@@ -42,6 +44,12 @@ impl OpCtx {
     /// Nobody yet: may do what is public.
     pub(crate) fn anonymous(request_id: Uuid, address: Option<IpAddr>) -> Self {
         let principal = internal_principal("anonymous");
+        Self { principal, key: None, session: None, permissions: PermissionSet::NONE, request_id, address }
+    }
+
+    /// A proxy, in what it does to itself. It has no permission of an operator.
+    pub(crate) fn of_proxy(proxy: &ProxyPeer, request_id: Uuid, address: Option<IpAddr>) -> Self {
+        let principal = internal_principal(&format!("proxy {}", proxy.id()));
         Self { principal, key: None, session: None, permissions: PermissionSet::NONE, request_id, address }
     }
 
@@ -93,7 +101,7 @@ impl OpCtx {
             Rule::Authenticated => self.is_authenticated(),
             Rule::Needs(permission) => self.may(permission),
             Rule::NeedsEither(a, b) => self.may(a) || self.may(b),
-            Rule::Proxy => false,
+            Rule::Proxy | Rule::Join => false,
         };
         if permitted { Ok(()) } else { Err(self.refusal()) }
     }
@@ -169,6 +177,57 @@ impl OpCtx {
     }
 }
 
+/// A proxy whose certificate was checked. Services that serve proxies ask for one.
+#[derive(Debug, Clone)]
+pub struct ProxyPeer {
+    identity: ProxyIdentity,
+    issued_at: DateTime<Utc>,
+    ends_at: DateTime<Utc>,
+}
+
+impl ProxyPeer {
+    /// The holder of a certificate of ours. Only `enrolment` calls this.
+    pub(crate) fn certified(
+        identity: ProxyIdentity,
+        issued_at: DateTime<Utc>,
+        ends_at: DateTime<Utc>,
+    ) -> Self {
+        Self { identity, issued_at, ends_at }
+    }
+
+    /// Who it is.
+    pub fn id(&self) -> Uuid {
+        self.identity.id
+    }
+
+    /// Its group.
+    pub fn group(&self) -> &str {
+        &self.identity.group
+    }
+
+    /// When its certificate was issued.
+    pub fn issued_at(&self) -> DateTime<Utc> {
+        self.issued_at
+    }
+
+    /// When its certificate ends.
+    pub fn ends_at(&self) -> DateTime<Utc> {
+        self.ends_at
+    }
+}
+
+/// How a connection came in.
+#[derive(Debug, Clone, Default)]
+pub enum Channel {
+    /// In the clear, on this machine.
+    #[default]
+    Plain,
+    /// Encrypted, from someone without a certificate.
+    Encrypted,
+    /// Encrypted, from a proxy.
+    Proxy(ProxyPeer),
+}
+
 fn internal_principal(name: &str) -> Principal {
     Principal {
         id: Uuid::nil(),
@@ -195,8 +254,10 @@ pub enum Rule {
     Needs(Permission),
     /// One of two permissions; the service narrows what the lesser one sees.
     NeedsEither(Permission, Permission),
-    /// The credential of a proxy.
+    /// The certificate of a proxy.
     Proxy,
+    /// A join token in the request, over a connection that is encrypted.
+    Join,
 }
 
 /// Whether a route or method changes anything. A key that may only read is let through where nothing is changed,
@@ -300,6 +361,12 @@ pub const METHODS: &[(&str, Rule, Act)] = &[
     ("/waffles.audit.v1.AuditIngestService/Upload", Rule::Proxy, Changes),
     ("/waffles.proxy.v1.ProxyService/ListProxies", Needs(P::ProxiesRead), Reads),
     ("/waffles.proxy.v1.ProxyService/GetProxy", Needs(P::ProxiesRead), Reads),
+    ("/waffles.proxy.v1.ProxyService/CreateJoinToken", Needs(P::ProxiesWrite), Changes),
+    ("/waffles.proxy.v1.ProxyService/DenyProxy", Needs(P::ProxiesWrite), Changes),
+    ("/waffles.proxy.v1.ProxyService/AllowProxy", Needs(P::ProxiesWrite), Changes),
+    ("/waffles.proxy.v1.ProxyService/RotateAuthority", Needs(P::ProxiesWrite), Changes),
+    ("/waffles.proxy.v1.EnrolmentService/Enroll", Rule::Join, Changes),
+    ("/waffles.proxy.v1.EnrolmentService/Renew", Rule::Proxy, Changes),
     ("/waffles.discovery.v1.DiscoveryService/Stream", Rule::Proxy, Changes),
     ("/grpc.health.v1.Health/Check", Rule::Public, Reads),
     ("/grpc.health.v1.Health/List", Rule::Public, Reads),

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use waffles_runtime::host::Origin;
 use waffles_runtime::telemetry::{LogConfig, LogFormat};
 
+use crate::enrolment::{AuthorityFiles, CERTIFICATE_LIFE};
 use crate::store::DbConfig;
 
 /// What to do, and how.
@@ -31,6 +32,10 @@ pub struct Config {
     pub allowed_origins: Vec<Origin>,
     /// Files with secrets.
     pub secrets: SecretFiles,
+    /// An authority from outside, instead of one of our own.
+    pub authority: Option<AuthorityFiles>,
+    /// How long a proxy's certificate is good.
+    pub certificate_life: Duration,
     /// How long audit events are kept; none for ever.
     pub audit_retention: Option<Duration>,
     /// Logs.
@@ -42,7 +47,7 @@ pub struct Config {
 }
 
 /// What to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Subcommand)]
 pub enum Command {
     /// Serve until a signal (the default).
     #[default]
@@ -55,6 +60,17 @@ pub enum Command {
     Openapi,
     /// Tell proxies that a database restored from an older state is another one.
     NewLineage,
+    /// Make a token that one proxy joins with within ten minutes, and print it.
+    JoinToken {
+        /// The group that the proxy will belong to.
+        #[arg(long, default_value = waffles_core::proxy::DEFAULT_GROUP, value_name = "NAME")]
+        group: String,
+        /// Write it to this file, for its owner only, instead of printing it.
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Print the authorities that the gRPC port is certified by, in PEM form.
+    Ca,
 }
 
 /// Where to listen.
@@ -73,8 +89,6 @@ pub struct Listen {
 pub struct SecretFiles {
     /// The master key.
     pub master_key: PathBuf,
-    /// The token that proxies show.
-    pub proxy_token: PathBuf,
 }
 
 /// Everything that is wrong with the configuration.
@@ -148,9 +162,22 @@ struct Flags {
     /// 32 random bytes in hexadecimal; made when there is no such file [default: master.key in the data directory]
     #[arg(long, env = "WAFFLES_MASTER_KEY_FILE", value_name = "FILE", global = true)]
     master_key_file: Option<PathBuf>,
-    /// What proxies show; made when there is no such file [default: proxy.token in the data directory]
-    #[arg(long, env = "WAFFLES_PROXY_TOKEN_FILE", value_name = "FILE", global = true)]
-    proxy_token_file: Option<PathBuf>,
+    /// Certificate (PEM) of an authority from outside, which proxies and the gRPC port are certified by; others behind it
+    /// are believed as well
+    #[arg(long, env = "WAFFLES_CA_CERT_FILE", value_name = "FILE", requires = "ca_key_file", global = true)]
+    ca_cert_file: Option<PathBuf>,
+    /// Its private key (PEM, PKCS #8)
+    #[arg(long, env = "WAFFLES_CA_KEY_FILE", value_name = "FILE", requires = "ca_cert_file", global = true)]
+    ca_key_file: Option<PathBuf>,
+    /// How long a proxy's certificate is good, 24 hours at the most.
+    #[arg(
+        long,
+        env = "WAFFLES_PROXY_CERTIFICATE_LIFE",
+        default_value = "24h",
+        value_name = "TIME",
+        global = true
+    )]
+    proxy_certificate_life: String,
     /// How many days audit events are kept [default: for ever]
     #[arg(long, env = "WAFFLES_AUDIT_RETENTION_DAYS", value_name = "DAYS", global = true)]
     audit_retention_days: Option<u32>,
@@ -209,6 +236,8 @@ impl Config {
             ms * 100,
             Duration::from_secs(600),
         );
+        let certificate_life =
+            time("proxy-certificate-life", &flags.proxy_certificate_life, ms * 4000, CERTIFICATE_LIFE);
         let url = flags.database_url.unwrap_or_else(|| {
             // Within a URL these three would end the path or begin an escape.
             let path = flags.data_dir.join("control-plane.db").display().to_string();
@@ -264,10 +293,12 @@ impl Config {
             listen: Listen { http: flags.http_addr, grpc: flags.grpc_addr, admin: flags.admin_addr },
             public_hosts: flags.public_host,
             allowed_origins: flags.allow_origin,
-            secrets: SecretFiles {
-                master_key: beside(flags.master_key_file, "master.key"),
-                proxy_token: beside(flags.proxy_token_file, "proxy.token"),
-            },
+            secrets: SecretFiles { master_key: beside(flags.master_key_file, "master.key") },
+            authority: flags
+                .ca_cert_file
+                .zip(flags.ca_key_file)
+                .map(|(certificate, key)| AuthorityFiles { certificate, key }),
+            certificate_life,
             audit_retention: flags
                 .audit_retention_days
                 .map(|days| Duration::from_secs(u64::from(days) * 86_400)),
@@ -296,7 +327,8 @@ impl Config {
             "public_hosts": self.public_hosts,
             "allowed_origins": self.allowed_origins.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "master_key_file": self.secrets.master_key,
-            "proxy_token_file": self.secrets.proxy_token,
+            "ca_cert_file": self.authority.as_ref().map(|files| &files.certificate),
+            "proxy_certificate_life_ms": millis(self.certificate_life),
             "audit_retention_days": self.audit_retention.map(|time| time.as_secs() / 86_400),
             "log": { "format": self.log.format, "filter": self.log.filter },
             "grace_ms": millis(self.grace),

@@ -62,14 +62,20 @@ impl Discovery {
         self.shared.state.read().lineage.clone()
     }
 
+    /// The lineage as proxies of a group know it: what they hold is not what those of another group hold, so that one
+    /// that has changed its group gets everything anew.
+    pub fn lineage_for(&self, group: &str) -> String {
+        state::lineage_for(&self.shared.state.read().lineage, group)
+    }
+
     /// Tells when something was published.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.shared.published.subscribe()
     }
 
-    /// What a proxy lacks. `again` names resources that it refused, and gets once more.
-    pub fn offer(&self, held: &Held, again: &[ResourceKey]) -> Offer {
-        self.shared.state.read().offer(held, again)
+    /// What a proxy of a group lacks. `again` names resources that it refused, and gets once more.
+    pub fn offer(&self, group: &str, held: &Held, again: &[ResourceKey]) -> Offer {
+        self.shared.state.read().offer(group, held, again)
     }
 
     /// What people call a resource: the name of a server, namespace or principal, otherwise its id.

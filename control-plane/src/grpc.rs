@@ -3,6 +3,7 @@
 
 mod audit;
 mod auth;
+mod enrolment;
 mod namespaces;
 mod policy;
 mod proxies;
@@ -17,7 +18,7 @@ use axum::extract::{ConnectInfo, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use http::HeaderMap;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use tonic::Status;
 use tonic::service::Routes;
 use uuid::Uuid;
@@ -27,16 +28,16 @@ use waffles_proto::audit::v1::audit_service_server::AuditServiceServer;
 use waffles_proto::auth::v1::auth_service_server::AuthServiceServer;
 use waffles_proto::discovery::v1::discovery_service_server::DiscoveryServiceServer;
 use waffles_proto::policy::v1::policy_service_server::PolicyServiceServer;
+use waffles_proto::proxy::v1::enrolment_service_server::EnrolmentServiceServer;
 use waffles_proto::proxy::v1::proxy_service_server::ProxyServiceServer;
 use waffles_proto::registry::v1::namespace_service_server::NamespaceServiceServer;
 use waffles_proto::registry::v1::registry_service_server::RegistryServiceServer;
 use waffles_runtime::drain::Drain;
 use waffles_runtime::host::{Foreign, Hosts};
 
-use crate::authz::{OpCtx, Rule, method};
+use crate::authz::{Channel, OpCtx, ProxyPeer, Rule, method};
 use crate::discovery::Discovery;
 use crate::error::Error;
-use crate::secrets::{ProxyPeer, ProxyToken};
 use crate::services::Services;
 
 /// A request is at most this long; batches and chunks of our own make are far below.
@@ -53,8 +54,6 @@ pub struct Parts {
     pub services: Services,
     /// What proxies are told.
     pub discovery: Discovery,
-    /// What proxies show.
-    pub token: ProxyToken,
     /// The names that the port answers to. No page may call it.
     pub hosts: Hosts,
     /// Ends streams.
@@ -82,7 +81,8 @@ pub fn router(
         .add_service(limited!(NamespaceServiceServer, namespaces::Realms::new(services.namespaces.clone())))
         .add_service(limited!(PolicyServiceServer, policy::Rules::new(&services, parts.drain.clone())))
         .add_service(limited!(AuditServiceServer, audit::Trail::new(&services, parts.drain.clone())))
-        .add_service(limited!(ProxyServiceServer, proxies::Fleet::new(services.proxies.clone())))
+        .add_service(limited!(ProxyServiceServer, proxies::Fleet::new(&services)))
+        .add_service(limited!(EnrolmentServiceServer, enrolment::Door::new(services.enrolment.clone())))
         .add_service(limited!(DiscoveryServiceServer, proxy::Configuration::new(&parts)))
         .add_service(limited!(AuditIngestServiceServer, proxy::Uploads::new(&parts)));
     let door = from_fn_with_state(Arc::new(parts), guard);
@@ -125,15 +125,28 @@ async fn admit(parts: &Parts, request: &mut Request, request_id: Uuid) -> Result
     let (rule, act) = method(request.uri().path()).ok_or(Error::Denied)?;
     let address =
         request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip().to_canonical());
+    let channel = request.extensions().get::<Channel>().cloned().unwrap_or_default();
     let shown = bearer(request.headers());
     let identity = &parts.services.identity;
     let ctx = match (rule, shown) {
-        (Rule::Public, _) => identity.anonymous(request_id, address),
-        (Rule::Proxy, Some(shown)) => {
-            let peer = parts.token.admit(shown.expose_secret()).ok_or(Error::Unauthenticated)?;
+        (Rule::Proxy, _) => {
+            let Channel::Proxy(peer) = channel else { return Err(Error::Unauthenticated) };
+            parts.services.enrolment.check(&peer).map_err(|_| Error::Denied)?;
+            request.extensions_mut().insert(OpCtx::of_proxy(&peer, request_id, address));
             request.extensions_mut().insert(peer);
             return Ok(());
         }
+        // A token in the clear would be anybody's.
+        (Rule::Join, _) if matches!(channel, Channel::Plain) => return Err(Error::Unauthenticated),
+        (Rule::Join, _) => {
+            request.extensions_mut().insert(identity.anonymous(request_id, address));
+            return Ok(());
+        }
+        // Whoever took a proxy over is no operator with it, whatever else they show.
+        _ if matches!(channel, Channel::Proxy(_)) && !is_health(request.uri().path()) => {
+            return Err(Error::Denied);
+        }
+        (Rule::Public, _) => identity.anonymous(request_id, address),
         (_, Some(shown)) => {
             let ctx = identity.authenticate(&shown, request_id, address).await?;
             request.extensions_mut().insert(Shown(shown));
@@ -144,6 +157,10 @@ async fn admit(parts: &Parts, request: &mut Request, request_id: Uuid) -> Result
     ctx.enter((rule, act))?;
     request.extensions_mut().insert(ctx);
     Ok(())
+}
+
+fn is_health(path: &str) -> bool {
+    path.starts_with("/grpc.health.v1.Health/")
 }
 
 /// The one bearer credential; none where there are two, since what is ambiguous is not one.
@@ -162,11 +179,13 @@ pub(crate) fn actor<T>(request: &tonic::Request<T>) -> Result<OpCtx, Status> {
 
 /// The proxy's right to its streams, as the check before every method found out.
 fn peer<T>(request: &tonic::Request<T>) -> Result<ProxyPeer, Status> {
-    request.extensions().get::<ProxyPeer>().copied().ok_or_else(|| Error::Unauthenticated.into())
+    request.extensions().get::<ProxyPeer>().cloned().ok_or_else(|| Error::Unauthenticated.into())
 }
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret as _;
+
     use super::*;
 
     #[test]

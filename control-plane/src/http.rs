@@ -14,12 +14,19 @@ use http_body_util::Limited;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 use waffles_runtime::drain::{Drain, Hold};
 use waffles_runtime::{listen, task};
 
+use crate::authz::Channel;
+use crate::enrolment::Enrolment;
+
+/// How long a peer may take over its handshake.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 const HEADER_TIME: Duration = Duration::from_secs(10);
 const MOST_HEAD_BYTES: usize = 32 * 1024;
 const MOST_HEADERS: usize = 100;
@@ -40,8 +47,23 @@ pub(crate) struct Limits {
     pub(crate) http2_only: bool,
 }
 
+/// The handshakes of a door where proxies come in too.
+#[derive(Clone)]
+pub(crate) struct Secure {
+    /// Whose certificates count.
+    pub(crate) enrolment: Enrolment,
+    /// Whether connections in the clear are taken as well: on loopback only.
+    pub(crate) plain: bool,
+}
+
 /// Accepts until the drain starts. Connections then end after the requests that they carry.
-pub(crate) async fn serve(listener: std::net::TcpListener, router: Router, limits: Limits, drain: Drain) {
+pub(crate) async fn serve(
+    listener: std::net::TcpListener,
+    router: Router,
+    limits: Limits,
+    secure: Option<Secure>,
+    drain: Drain,
+) {
     let listener = match listen::adopt(listener) {
         Ok(listener) => listener,
         Err(error) => {
@@ -61,11 +83,60 @@ pub(crate) async fn serve(listener: std::net::TcpListener, router: Router, limit
             next = next => next,
         };
         let (router, drain, hold) = (router.clone(), drain.clone(), drain.hold());
+        let secure = secure.clone();
         task::spawn("connection", async move {
-            connection(stream, peer, router, limits, drain, hold).await;
+            match secure {
+                None => connection(stream, peer, Channel::Plain, router, limits, drain, hold).await,
+                Some(secure) => {
+                    let greeted = tokio::select! {
+                        () = drain.started() => return,
+                        greeted = tokio::time::timeout(HANDSHAKE_TIME, greet(stream, &secure)) => greeted,
+                    };
+                    match greeted.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
+                        Ok(Greeted::Plain(stream)) => {
+                            connection(stream, peer, Channel::Plain, router, limits, drain, hold).await;
+                        }
+                        Ok(Greeted::Encrypted(stream, channel)) => {
+                            connection(*stream, peer, channel, router, limits, drain, hold).await;
+                        }
+                        Err(error) => tracing::debug!(%error, peer = %peer, "a connection was refused"),
+                    }
+                }
+            }
             drop(place);
         });
     }
+}
+
+/// A connection that may speak.
+enum Greeted {
+    Plain(TcpStream),
+    Encrypted(Box<tokio_rustls::server::TlsStream<TcpStream>>, Channel),
+}
+
+/// Shakes hands. The first byte tells TLS from HTTP/2 in the clear.
+async fn greet(stream: TcpStream, secure: &Secure) -> std::io::Result<Greeted> {
+    const TLS_HANDSHAKE: u8 = 0x16;
+    let mut first = [0; 1];
+    if stream.peek(&mut first).await? == 0 {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    if first != [TLS_HANDSHAKE] {
+        let refused = || std::io::Error::other("it is in the clear, which is spoken on loopback only");
+        return secure.plain.then_some(Greeted::Plain(stream)).ok_or_else(refused);
+    }
+    let config = secure.enrolment.server_config().map_err(std::io::Error::other)?;
+    let stream = TlsAcceptor::from(config).accept(stream).await?;
+    let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let channel = match shown {
+        None => Channel::Encrypted,
+        Some(shown) => {
+            let peer = secure.enrolment.peer(shown);
+            let stranger = || std::io::Error::other("the certificate is no proxy's of this Waffles");
+            Channel::Proxy(peer.ok_or_else(stranger)?)
+        }
+    };
+    Ok(Greeted::Encrypted(Box::new(stream), channel))
 }
 
 /// Also ends a request whose body does not come. The answer is the problem document that REST gives elsewhere.
@@ -91,8 +162,9 @@ async fn answer(
 }
 
 async fn connection(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
+    channel: Channel,
     router: Router,
     limits: Limits,
     drain: Drain,
@@ -100,6 +172,7 @@ async fn connection(
 ) {
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(channel.clone());
         let request = request.map(|body| match limits.body {
             Some(most) => Body::new(Limited::new(body, most)),
             None => Body::new(body),

@@ -14,6 +14,7 @@ pub mod rest;
 pub mod audit;
 pub mod authz;
 pub mod discovery;
+pub mod enrolment;
 pub mod identity;
 pub mod namespaces;
 pub mod policy;

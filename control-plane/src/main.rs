@@ -35,11 +35,13 @@ fn run() -> anyhow::Result<()> {
     tls::install_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        match config.command {
+        match config.command.clone() {
             Command::Serve => Box::pin(app::build(config)).await?.run().await,
             Command::Migrate => app::migrate(&config).await,
             Command::AdminPassword => app::admin_password(&config).await,
             Command::NewLineage => app::new_lineage(&config).await,
+            Command::JoinToken { group, file } => app::join_token(&config, &group, file.as_deref()).await,
+            Command::Ca => app::authorities(&config).await,
             Command::Openapi => Ok(()),
         }
     })

@@ -18,13 +18,13 @@ use waffles_core::wire;
 use waffles_proto::{audit::v1 as audit_pb, discovery::v1 as pb};
 use waffles_runtime::task::{Driver, Poker, Task};
 
-use crate::authz::OpCtx;
+use crate::authz::{OpCtx, ProxyPeer};
 use crate::discovery::{Discovery, Update};
 use crate::error::Error;
 use crate::page::{Page, Paged};
-use crate::secrets::ProxyPeer;
 use crate::store::Db;
 use crate::store::changes::{self, signed, unsigned};
+use crate::store::enrolment;
 use crate::store::eras::{self, EraRow};
 use crate::store::proxies::{self as store, HealthDoc, NackDoc, ProxyRow, RejectionDoc};
 
@@ -69,6 +69,10 @@ pub struct Proxy {
     pub health: HealthDoc,
     /// Audit records lost for want of space.
     pub lost_records: u64,
+    /// When its certificate ends; none for one that never had any.
+    pub certificate_ends_at: Option<DateTime<Utc>>,
+    /// It is shut out.
+    pub denied: bool,
 }
 
 /// Figures about the proxies that are connected here.
@@ -139,15 +143,16 @@ impl Proxies {
     }
 
     /// A proxy opens its configuration stream. It counts as connected while the value lives.
-    pub fn connect(&self, _peer: ProxyPeer, id: Uuid, hello: &pb::Hello) -> Connected {
-        let now = micros(Utc::now());
-        let held = if hello.lineage == self.shared.discovery.lineage() { hello.revision } else { 0 };
+    pub fn connect(&self, peer: &ProxyPeer, hello: &pb::Hello) -> Connected {
+        let (id, now) = (peer.id(), micros(Utc::now()));
+        let is_ours = hello.lineage == self.shared.discovery.lineage_for(peer.group());
+        let held = if is_ours { hello.revision } else { 0 };
         let mut live = self.shared.live.lock();
         let entry = live.entry(id).or_insert_with(|| Live::new(id, now));
         entry.streams += 1;
         entry.dirty = true;
         entry.row.name = clean(&hello.name, MOST_NAME);
-        entry.row.proxy_group = clean(&hello.group, MOST_NAME);
+        entry.row.proxy_group = peer.group().to_owned();
         entry.row.version = clean(&hello.version, MOST_NAME);
         entry.row.connected = true;
         entry.row.last_seen = now;
@@ -165,8 +170,8 @@ impl Proxies {
     }
 
     /// A proxy says how it is.
-    pub fn health(&self, _peer: ProxyPeer, id: Uuid, health: &audit_pb::Health) {
-        let now = micros(Utc::now());
+    pub fn health(&self, peer: &ProxyPeer, health: &audit_pb::Health) {
+        let (id, now) = (peer.id(), micros(Utc::now()));
         self.found(id, found(&health.servers), now);
         if self.shared.tools.hear(&health.tools) {
             self.poke();
@@ -281,6 +286,10 @@ impl Proxies {
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
         let lost: HashMap<Uuid, u64> =
             store::lost_records(&self.shared.db, &ids).await?.into_iter().collect();
+        let ends: HashMap<Uuid, DateTime<Utc>> =
+            enrolment::ends(&self.shared.db, &ids).await?.into_iter().collect();
+        let denials: HashMap<Uuid, Option<DateTime<Utc>>> =
+            enrolment::denials(&self.shared.db).await?.into_iter().collect();
         let revision = self.revision().await?;
         let live = self.shared.live.lock();
         let show = |mut row: ProxyRow| {
@@ -305,6 +314,8 @@ impl Proxies {
                 last_nack: row.nack.map(|nack| nack.0),
                 health: row.health.map(|health| health.0).unwrap_or_default(),
                 lost_records: lost.get(&row.id).copied().unwrap_or(0),
+                certificate_ends_at: ends.get(&row.id).copied(),
+                denied: denials.get(&row.id).is_some_and(Option::is_none),
             }
         };
         Ok(rows.into_iter().map(show).collect())

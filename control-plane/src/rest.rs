@@ -165,7 +165,7 @@ fn describe(operation: &mut Operation, rule: Option<Rule>) {
         Some(Rule::Authenticated) => "Needs any valid credential.".to_owned(),
         Some(Rule::Needs(permission)) => format!("Needs `{}`.", permission.as_str()),
         Some(Rule::NeedsEither(a, b)) => format!("Needs `{}` or `{}`.", a.as_str(), b.as_str()),
-        Some(Rule::Proxy) | None => "Nobody may.".to_owned(),
+        Some(Rule::Proxy | Rule::Join) | None => "Nobody may.".to_owned(),
     };
     let no_scopes: [&str; 0] = [];
     operation.security = Some(vec![

@@ -1,20 +1,15 @@
 //! The secrets that this program keeps itself: the master key, from which the keys for hashing, sealing and
-//! sessions are derived once at start, and the token that proxies show. Both live in files, never in the
-//! database, so that a stolen dump opens nothing.
+//! sessions are derived once at start. It lives in a file, never in the database, so that a stolen dump opens nothing.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::{constant_time, digest, hkdf, rand};
+use aws_lc_rs::{hkdf, rand};
 use uuid::Uuid;
-use waffles_core::credential::random_text;
 use waffles_core::seal::{SealKey, SealRing};
 use zeroize::Zeroizing;
 
-/// What every proxy token begins with.
-pub const PROXY_TOKEN_PREFIX: &str = "wfp_";
-const PROXY_TOKEN_RANDOM: usize = 43;
 /// Bytes of the longest secret file that makes sense.
 const MOST: u64 = 4096;
 
@@ -106,45 +101,6 @@ impl Secrets {
     }
 }
 
-/// The secret that proxies show. Only its digest is kept, and digests are compared in constant time, so that
-/// neither content nor length of a wrong one can be felt out.
-#[derive(Clone)]
-pub struct ProxyToken(digest::Digest);
-
-impl std::fmt::Debug for ProxyToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ProxyToken(..)")
-    }
-}
-
-/// A caller that showed the proxies' secret. Services that serve proxies ask for one.
-#[derive(Debug, Clone, Copy)]
-pub struct ProxyPeer(());
-
-impl ProxyToken {
-    /// Reads the token, or makes one where there is no file.
-    pub fn load(path: &Path) -> Result<Self, SecretError> {
-        const WHAT: &str = "proxy-token-file";
-        let text = read_or_make(WHAT, path, || {
-            let random = random_text(PROXY_TOKEN_RANDOM).map_err(|_| SecretError::Random)?;
-            Ok(Zeroizing::new(format!("{PROXY_TOKEN_PREFIX}{random}")))
-        })?;
-        let token = text.trim();
-        let random = token.strip_prefix(PROXY_TOKEN_PREFIX).unwrap_or_default();
-        if random.len() < PROXY_TOKEN_RANDOM || !random.bytes().all(|b| b.is_ascii_alphanumeric()) {
-            let wanted = "`wfp_` and at least 43 letters and digits";
-            return Err(SecretError::Form { what: WHAT, path: path.to_owned(), wanted });
-        }
-        Ok(Self(digest::digest(&digest::SHA256, token.as_bytes())))
-    }
-
-    /// Lets a caller in that shows the token.
-    pub fn admit(&self, shown: &str) -> Option<ProxyPeer> {
-        let shown = digest::digest(&digest::SHA256, shown.as_bytes());
-        constant_time::verify_slices_are_equal(self.0.as_ref(), shown.as_ref()).ok().map(|()| ProxyPeer(()))
-    }
-}
-
 /// Reads a secret file, or makes it, readable by its owner only. Of two processes that make it at the same
 /// moment one wins and both read the winner's, since a link to a name that exists fails.
 fn read_or_make(
@@ -220,20 +176,6 @@ mod tests {
         let path = folder.path().join("secret");
         std::fs::write(&path, "changeme").unwrap();
         assert!(Secrets::load(&path).unwrap_err().to_string().contains("master-key-file"));
-        assert!(ProxyToken::load(&path).unwrap_err().to_string().contains("proxy-token-file"));
-    }
-
-    #[test]
-    fn only_the_whole_proxy_token_is_let_in() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("proxy.token");
-        let token = ProxyToken::load(&path).unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        let text = text.trim();
-        assert!(token.admit(text).is_some());
-        for wrong in ["", "wfp_", text.strip_suffix(|_| true).unwrap(), &format!("{text}x")] {
-            assert!(token.admit(wrong).is_none(), "{wrong}");
-        }
     }
 
     #[test]

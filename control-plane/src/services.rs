@@ -1,6 +1,7 @@
 //! All services in one value: what the doors call.
 
 use crate::audit::Audit;
+use crate::enrolment::Enrolment;
 use crate::identity::Identity;
 use crate::namespaces::Namespaces;
 use crate::policy::Policy;
@@ -19,4 +20,5 @@ pub struct Services {
     pub policy: Policy,
     pub audit: Audit,
     pub proxies: Proxies,
+    pub enrolment: Enrolment,
 }

@@ -4,6 +4,7 @@
 
 pub mod audit;
 pub mod changes;
+pub mod enrolment;
 pub mod eras;
 pub mod namespaces;
 mod owner;

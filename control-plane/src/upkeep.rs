@@ -10,7 +10,7 @@ use waffles_runtime::admin::Gate;
 use waffles_runtime::task::Task;
 use waffles_runtime::telemetry;
 
-use crate::store::{Db, audit, changes, principals, proxies};
+use crate::store::{Db, audit, changes, enrolment, principals, proxies};
 
 /// How long log entries are kept. A proxy that was away for longer gets everything.
 const LOG_TIME: TimeDelta = TimeDelta::days(30);
@@ -36,6 +36,7 @@ pub struct Report {
     keys_ended: usize,
     log_entries_cut: u64,
     proxies_forgotten: u64,
+    certificates_forgotten: u64,
     error: Option<String>,
 }
 
@@ -64,6 +65,7 @@ impl Upkeep {
         report.keys_ended = principals::end_expired_keys(&self.db, now).await?;
         report.log_entries_cut = changes::cut_off(&self.db, now - LOG_TIME).await?;
         report.proxies_forgotten = proxies::forget(&self.db, now - PROXY_TIME).await?;
+        report.certificates_forgotten = enrolment::forget(&self.db, now - PROXY_TIME).await?;
         Ok(())
     }
 }

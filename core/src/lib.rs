@@ -7,6 +7,7 @@ pub mod credential;
 pub mod namespace;
 pub mod policy;
 pub mod principal;
+pub mod proxy;
 pub mod seal;
 pub mod server;
 pub mod snapshot;

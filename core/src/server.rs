@@ -10,6 +10,7 @@ use secrecy::SecretString;
 use url::Url;
 use uuid::Uuid;
 
+use crate::proxy::is_group;
 use crate::{FieldError, is_dns_label};
 
 /// How a server speaks MCP on the wire.
@@ -166,6 +167,8 @@ pub struct Spec {
     pub capture: Capture,
     /// Field names that are blanked in captured payloads.
     pub redact: Vec<String>,
+    /// Groups of proxies that serve it; empty: all.
+    pub groups: Vec<String>,
 }
 
 /// A registered MCP server.
@@ -278,6 +281,12 @@ impl Spec {
             if name.is_empty() || name.len() > 128 || name.contains('\0') {
                 wrong(format!("redact[{i}]"), "must have 1 to 128 bytes and no NUL");
             }
+        }
+        if self.groups.len() > 32 {
+            wrong("groups".into(), "must be at most 32");
+        }
+        for (i, _) in self.groups.iter().enumerate().filter(|(_, group)| !is_group(group)) {
+            wrong(format!("groups[{i}]"), "must be a DNS label: 1 to 63 of a-z, 0-9 and inner hyphens");
         }
         problems
     }

@@ -96,6 +96,7 @@ pub fn spec_to_proto(spec: &Spec, credential: &Credential, show_secrets: bool) -
         redact: spec.redact.clone(),
         methods: spec.methods.clone(),
         marks: spec.marks.iter().map(mark_to_proto).collect(),
+        groups: spec.groups.clone(),
     }
 }
 
@@ -171,6 +172,7 @@ pub fn spec_from_proto(
         redact: message.redact,
         methods: message.methods,
         marks: message.marks.into_iter().map(mark_from_proto).collect(),
+        groups: message.groups,
     };
     // An endpoint that could not be read was named above; the rest of the check must not complain of its absence.
     let mut rest = spec.problems();
@@ -676,6 +678,7 @@ impl Snapshot {
             resources,
             removed: Vec::new(),
             last: true,
+            authorities: Vec::new(),
         }
     }
 }

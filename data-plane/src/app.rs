@@ -28,9 +28,10 @@ use crate::authn::Authenticator;
 use crate::config::Config;
 use crate::discovery::{self, Status};
 use crate::doors::sse;
+use crate::enrolment::{self, Membership};
 use crate::gateway::Gateway;
 use crate::hub::Hub;
-use crate::link::{self, Link};
+use crate::link::{self, Address, Link};
 use crate::listener::{Caps, Listener};
 use crate::metrics::Metrics;
 use crate::peers;
@@ -65,6 +66,7 @@ pub struct Bound {
     tasks: Tasks,
     uplink: Uplink,
     status: Arc<Status>,
+    membership: Arc<Membership>,
     gates: Gates,
     signals: Signals,
     trigger: Trigger,
@@ -117,13 +119,22 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let mcp_addr = sockets.first().context("there is at least one worker")?.local_addr()?;
 
     let desk = Arc::new(Desk { trail, metrics, proxy_id, no_server: "".into() });
-    let link =
-        Link { control_plane: config.control_plane.clone(), token_file: config.proxy_token_file.clone() };
+    let name = config.name.clone().unwrap_or_else(host_name);
+    let address =
+        Address::parse(&config.control_plane).map_err(|wrong| anyhow::anyhow!("--control-plane: {wrong}"))?;
+    let membership = Membership::open(enrolment::Config {
+        address: address.clone(),
+        data_dir: config.data_dir.clone(),
+        token_file: config.join_token_file.clone(),
+        proxy_id,
+        name: name.clone(),
+    })?;
+    enrolment::spawn(&membership, drain.clone());
+    let link = Link::new(address, Arc::clone(&membership));
     let follows = discovery::Config {
         link: link.clone(),
         proxy_id,
-        name: config.name.clone().unwrap_or_else(host_name),
-        group: config.group.clone(),
+        name,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let status = discovery::spawn(follows, Arc::clone(&current), disk, snapshot_gate, drain.clone());
@@ -140,8 +151,14 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let admin = Admin::new(gates.clone(), registry, tasks.clone())
         .config(config.effective())
         .detail({
-            let status = Arc::clone(&status);
-            move || status.report()
+            let (status, membership) = (Arc::clone(&status), Arc::clone(&membership));
+            move || {
+                let mut report = status.report();
+                if let Some(fields) = report.as_object_mut() {
+                    fields.insert("enrolment".into(), membership.report());
+                }
+                report
+            }
         })
         .route("/snapshot", {
             let current = Arc::clone(&current);
@@ -182,6 +199,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         tasks,
         uplink,
         status,
+        membership,
         gates,
         signals,
         trigger,
@@ -193,7 +211,7 @@ impl Bound {
     /// Serves until a signal, then drains.
     pub async fn run(self) -> anyhow::Result<()> {
         let Self { config, sockets, admin, worker, tls, tasks, uplink, status, gates, .. } = self;
-        let Self { mut signals, trigger, drain, .. } = self;
+        let Self { mut signals, trigger, drain, membership, .. } = self;
         tracing::info!(
             mcp.addr = %self.mcp_addr, admin.addr = %self.admin_addr, proxy.id = %self.proxy_id,
             config = %config.effective(), "listening"
@@ -209,7 +227,7 @@ impl Bound {
             Driver::new(tls, TLS_RELOAD).spawn(&tasks, drain.clone());
         }
         let (current, desk) = (Arc::clone(&worker.current), Arc::clone(&worker.desk));
-        task::spawn("gauges", gauges(current, desk, status, drain.clone()));
+        task::spawn("gauges", gauges(current, desk, status, membership, drain.clone()));
         let shared = Arc::clone(&worker.shared);
         let catalogue = Arc::downgrade(&shared);
         shared.hub.on_change(move |server, list| {
@@ -390,7 +408,13 @@ async fn upkeep(shared: Arc<Shared>, upstream: Upstream, current: Arc<Current>, 
     shared.backs.drain(&upstream).await;
 }
 
-async fn gauges(current: Arc<Current>, desk: Arc<Desk>, status: Arc<Status>, drain: Drain) {
+async fn gauges(
+    current: Arc<Current>,
+    desk: Arc<Desk>,
+    status: Arc<Status>,
+    membership: Arc<Membership>,
+    drain: Drain,
+) {
     let metrics = &desk.metrics;
     loop {
         metrics.revision.set(i64::try_from(current.load().revision).unwrap_or(i64::MAX));
@@ -398,6 +422,7 @@ async fn gauges(current: Arc<Current>, desk: Arc<Desk>, status: Arc<Status>, dra
         let age = status.age().map_or(-1, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
         metrics.config_age.set(age);
         metrics.connected.set(status.is_connected().into());
+        metrics.certificate_left.set(membership.seconds_left());
         metrics.spool_depth.set(i64::try_from(desk.trail.depth()).unwrap_or(i64::MAX));
         metrics.lost_records.set(i64::try_from(desk.trail.lost()).unwrap_or(i64::MAX));
         tokio::select! {

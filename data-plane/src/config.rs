@@ -17,12 +17,13 @@ use waffles_runtime::telemetry::{LogConfig, LogFormat};
 #[command(name = "waffles-data-plane", version)]
 pub struct Config {
     /// gRPC address of the control plane
-    #[arg(long, env = "WAFFLES_CONTROL_PLANE", default_value = "http://127.0.0.1:8082")]
+    #[arg(long, env = "WAFFLES_CONTROL_PLANE", default_value = "https://127.0.0.1:8082")]
     pub control_plane: String,
 
-    /// File with the token that proxies present to the control plane (`wfp_…`)
-    #[arg(long, env = "WAFFLES_PROXY_TOKEN_FILE", default_value = "./waffles-data/proxy.token")]
-    pub proxy_token_file: PathBuf,
+    /// File with a token (`wfj_…`, of `wafflectl proxy enroll`) that this proxy joins with, once; looked at whenever it has
+    /// no certificate that is good. It says which group the proxy belongs to
+    #[arg(long, env = "WAFFLES_JOIN_TOKEN_FILE", value_name = "FILE")]
+    pub join_token_file: Option<PathBuf>,
 
     /// Where the last good configuration and the audit spool are kept
     #[arg(long, env = "WAFFLES_DATA_DIR", default_value = "./waffles-data/proxy")]
@@ -31,10 +32,6 @@ pub struct Config {
     /// Name of this proxy; the host's by default
     #[arg(long, env = "WAFFLES_PROXY_NAME")]
     pub name: Option<String>,
-
-    /// Group of this proxy, such as a cluster or region
-    #[arg(long, env = "WAFFLES_PROXY_GROUP", default_value = "default")]
-    pub group: String,
 
     /// Address for MCP clients; port 0 means any free one
     #[arg(long, env = "WAFFLES_MCP_ADDR", default_value = "127.0.0.1:8080")]
@@ -144,10 +141,9 @@ impl Config {
     pub fn effective(&self) -> Value {
         json!({
             "control_plane": self.control_plane,
-            "proxy_token_file": self.proxy_token_file,
+            "join_token_file": self.join_token_file,
             "data_dir": self.data_dir,
             "name": self.name,
-            "group": self.group,
             "mcp_addr": self.mcp_addr,
             "admin_addr": self.admin_addr,
             "workers": self.worker_count(),

@@ -44,8 +44,6 @@ pub struct Config {
     pub proxy_id: Uuid,
     /// Its name, for people.
     pub name: String,
-    /// Its group.
-    pub group: String,
     /// The program's version.
     pub version: String,
 }
@@ -173,7 +171,9 @@ struct Follower {
 impl Follower {
     async fn run(mut self, drain: Drain) {
         let mut back_off = BackOff::new();
+        let mut news = self.config.link.news();
         loop {
+            news.mark_unchanged();
             let error = tokio::select! {
                 biased;
                 () = drain.ended() => return,
@@ -182,10 +182,13 @@ impl Follower {
                     Err(error) => error,
                 },
             };
+            self.config.link.membership().note(&error);
             self.status.disconnected(&error);
             tokio::select! {
                 biased;
                 () = drain.ended() => return,
+                // It has joined, or joined again.
+                Ok(()) = news.changed() => back_off.reset(),
                 () = tokio::time::sleep(back_off.next()) => {}
             }
         }
@@ -196,7 +199,7 @@ impl Follower {
         self.status.live.lock().attempts += 1;
         let connection = self.config.link.connect().await?;
         let (answers, sent) = mpsc::channel(ANSWERS);
-        answer(&answers, pb::stream_request::Message::Hello(self.hello())).await?;
+        answer(&answers, pb::stream_request::Message::Hello(self.hello(&connection.group))).await?;
         let mut stream = open(&connection, sent).await?;
         self.status.connected();
         let opened = Instant::now();
@@ -211,18 +214,20 @@ impl Follower {
             if opened.elapsed() >= GOOD_TIME {
                 back_off.reset();
             }
-            let Some((update, nonce)) = collector.add(chunk?.ok_or(LinkError::Closed)?)? else { continue };
+            let mut chunk = chunk?.ok_or(LinkError::Closed)?;
+            self.config.link.membership().learn(&std::mem::take(&mut chunk.authorities));
+            let Some((update, nonce)) = collector.add(chunk)? else { continue };
             answer(&answers, self.take(update, nonce).await?).await?;
             back_off.reset();
         }
     }
 
-    fn hello(&self) -> pb::Hello {
-        let Config { proxy_id, name, group, version, .. } = &self.config;
+    fn hello(&self, group: &str) -> pb::Hello {
+        let Config { proxy_id, name, version, .. } = &self.config;
         let mut hello = pb::Hello {
             proxy_id: proxy_id.to_string(),
             name: name.clone(),
-            group: group.clone(),
+            group: group.to_owned(),
             version: version.clone(),
             ..pb::Hello::default()
         };
@@ -283,7 +288,7 @@ async fn open(
 ) -> Result<Streaming<pb::StreamResponse>, LinkError> {
     let mut client =
         DiscoveryServiceClient::new(connection.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-    let response = timeout(OPEN_TIME, client.stream(connection.request(ReceiverStream::new(requests))))
+    let response = timeout(OPEN_TIME, client.stream(ReceiverStream::new(requests)))
         .await
         .map_err(|_| LinkError::Timeout("the configuration stream"))??;
     Ok(response.into_inner())

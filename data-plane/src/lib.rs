@@ -29,6 +29,7 @@ pub mod upstream;
 pub mod audit;
 pub mod discovery;
 mod durable;
+pub mod enrolment;
 mod link;
 pub mod metrics;
 pub mod peers;

@@ -1,15 +1,18 @@
-//! The way to the control plane: a connection that notices when it is dead, the proxy's credential, and the
-//! waits between attempts. What is said over it is left to `discovery` and `audit::uplink`.
+//! The way to the control plane: mutual TLS over a connection that notices when it is dead, and the waits between
+//! attempts. What is said over it is left to `discovery`, `audit::uplink` and `enrolment`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret as _, SecretString};
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use tokio::sync::watch;
+use tonic::transport::{Channel, Endpoint, Uri};
 use waffles_runtime::outbound;
-use zeroize::Zeroizing;
+use waffles_runtime::tls::mutual;
+
+use crate::enrolment::{Member, Membership};
 
 /// No message of either stream comes near it.
 pub(crate) const MAX_MESSAGE: usize = 4 << 20;
@@ -21,32 +24,60 @@ const RESOLVE_TIME: Duration = Duration::from_secs(2);
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIME: Duration = Duration::from_secs(8);
 
-/// Where the control plane is, and where the credential for it lies.
+/// Where the control plane is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    host: String,
+    port: u16,
+}
+
+impl Address {
+    /// Reads `https://host:port`.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let wrong = "must be https://HOST:PORT, the address of the control plane's gRPC port";
+        let url = url::Url::parse(text).map_err(|_| wrong)?;
+        if url.scheme() == "http" {
+            return Err("must begin with https://: proxies and the control plane speak mutual TLS");
+        }
+        let bare = url.path() == "/" && url.query().is_none() && url.username().is_empty();
+        match (url.scheme(), url.host_str(), url.port_or_known_default()) {
+            ("https", Some(host), Some(port)) if bare => Ok(Self { host: host.to_owned(), port }),
+            _ => Err(wrong),
+        }
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "https://{}:{}", self.host, self.port)
+    }
+}
+
+/// The way to the control plane; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Link {
-    /// Its gRPC address, `http://host:port`.
-    pub control_plane: String,
-    /// The file with the proxy token. Read at each connection, so that a rotated token needs no restart.
-    pub token_file: PathBuf,
+    membership: Arc<Membership>,
+    address: Address,
+    /// A control plane that a test plays in the clear, with the group that this proxy is of.
+    #[cfg(test)]
+    plain: Option<(std::net::SocketAddr, String)>,
 }
 
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
-    /// The token.
-    #[error("cannot read the proxy token from {path}")]
-    Token {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The token again.
-    #[error("{path} holds no proxy token: one line that begins with wfp_")]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-    },
+    /// No certificate.
+    #[error("not enrolled with the control plane yet: a join token is needed (--join-token-file)")]
+    NotEnrolled,
+    /// No certificate any more.
+    #[error("the certificate has ended: a new join token is needed (--join-token-file)")]
+    CertificateEnded,
+    /// A certificate that cannot be used.
+    #[error("the control plane's certificate for this proxy cannot be used: {0}")]
+    Certificate(String),
     /// The connection.
     #[error("cannot reach the control plane at {address}")]
     Connect {
@@ -78,58 +109,83 @@ impl From<tonic::Status> for LinkError {
     }
 }
 
-/// An open connection and the credential to present on it.
+/// An open connection.
 pub(crate) struct Connection {
     pub(crate) channel: Channel,
-    bearer: MetadataValue<Ascii>,
+    /// The group that this proxy has on it.
+    pub(crate) group: String,
 }
 
 impl Link {
-    /// Opens a connection.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "where the control plane is, the operator says at the start"
-    )]
-    pub(crate) async fn connect(&self) -> Result<Connection, LinkError> {
-        let bearer = self.bearer().await?;
-        let failed = |source| LinkError::Connect { address: self.control_plane.clone(), source };
-        let channel = Endpoint::from_shared(self.control_plane.clone())
-            .map_err(failed)?
-            .connect_timeout(OPEN_TIME)
-            .http2_keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_TIME)
-            .keep_alive_while_idle(true)
-            .connect()
-            .await
-            .map_err(failed)?;
-        Ok(Connection { channel, bearer })
+    /// To a control plane, as a member.
+    pub fn new(address: Address, membership: Arc<Membership>) -> Self {
+        Self {
+            membership,
+            address,
+            #[cfg(test)]
+            plain: None,
+        }
     }
 
-    async fn bearer(&self) -> Result<MetadataValue<Ascii>, LinkError> {
-        let path = || self.token_file.clone();
-        let text = tokio::fs::read_to_string(&self.token_file)
-            .await
-            .map(Zeroizing::new)
-            .map_err(|source| LinkError::Token { path: path(), source })?;
-        let token = SecretString::from(text.trim());
-        let malformed = || LinkError::Malformed { path: path() };
-        if !token.expose_secret().starts_with("wfp_") || token.expose_secret().len() > 256 {
-            return Err(malformed());
+    /// To one that a test plays.
+    #[cfg(test)]
+    pub(crate) fn plain(addr: std::net::SocketAddr, dir: &std::path::Path) -> Self {
+        let address = Address::parse(&format!("https://{addr}")).expect("it is one");
+        let config = crate::enrolment::Config {
+            address: address.clone(),
+            data_dir: dir.to_owned(),
+            token_file: None,
+            proxy_id: uuid::Uuid::from_u128(1),
+            name: "proxy-1".into(),
+        };
+        let membership = Membership::open(config).expect("a test has a place to write");
+        Self { membership, address, plain: Some((addr, "default".into())) }
+    }
+
+    /// Opens a connection.
+    #[cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test plays the control plane"))]
+    pub(crate) async fn connect(&self) -> Result<Connection, LinkError> {
+        #[cfg(test)]
+        if let Some((addr, group)) = self.plain.clone() {
+            let endpoint = endpoint(&format!("http://{addr}"))?;
+            let failed = |source| LinkError::Connect { address: addr.to_string(), source };
+            return Ok(Connection { channel: endpoint.connect().await.map_err(failed)?, group });
         }
-        let header = Zeroizing::new(format!("Bearer {}", token.expose_secret()));
-        let mut bearer = MetadataValue::try_from(header.as_str()).map_err(|_| malformed())?;
-        bearer.set_sensitive(true);
-        Ok(bearer)
+        let member: Arc<Member> = self.membership.current()?;
+        let channel = dial(&self.address, Arc::clone(&member.tls)).await?;
+        Ok(Connection { channel, group: member.identity.group.clone() })
+    }
+
+    /// Whom this proxy is a member of.
+    pub(crate) fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Tells of new certificates, with which an attempt may succeed that did not before.
+    pub(crate) fn news(&self) -> watch::Receiver<u64> {
+        self.membership.news()
     }
 }
 
-impl Connection {
-    /// A request that carries the credential.
-    pub(crate) fn request<T>(&self, message: T) -> tonic::Request<T> {
-        let mut request = tonic::Request::new(message);
-        request.metadata_mut().insert("authorization", self.bearer.clone());
-        request
-    }
+/// Opens a connection, with a handshake of this configuration.
+pub(crate) async fn dial(address: &Address, tls: Arc<ClientConfig>) -> Result<Channel, LinkError> {
+    let to = address.clone();
+    let connector = tower::service_fn(move |_: Uri| {
+        let (to, tls) = (to.clone(), Arc::clone(&tls));
+        async move { mutual::connect(tls, &to.host, to.port, OPEN_TIME).await.map(TokioIo::new) }
+    });
+    let failed = |source| LinkError::Connect { address: address.to_string(), source };
+    endpoint(&address.to_string())?.connect_with_connector(connector).await.map_err(failed)
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, LinkError> {
+    let failed = |source| LinkError::Connect { address: address.to_owned(), source };
+    Ok(Endpoint::from_shared(address.to_owned())
+        .map_err(failed)?
+        .connect_timeout(OPEN_TIME)
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIME)
+        .keep_alive_while_idle(true))
 }
 
 /// The name of the control plane, unless it is one that everybody has, and where it is. Asked at the start alone: a
@@ -210,18 +266,18 @@ mod tests {
         assert!(back_off.next() <= Duration::from_millis(200));
     }
 
-    #[tokio::test]
-    async fn a_token_file_that_holds_no_token_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let token_file = dir.path().join("proxy.token");
-        let link = Link { control_plane: "http://127.0.0.1:1".into(), token_file: token_file.clone() };
-        let error = link.bearer().await.unwrap_err();
-        assert!(error.to_string().contains("proxy.token"), "{error}");
-        std::fs::write(&token_file, "hello").unwrap();
-        assert!(matches!(link.bearer().await, Err(LinkError::Malformed { .. })));
-        std::fs::write(&token_file, "wfp_abc\n").unwrap();
-        let bearer = link.bearer().await.unwrap();
-        assert_eq!(bearer.to_str().unwrap(), "Bearer wfp_abc");
-        assert!(!format!("{bearer:?}").contains("abc"));
+    #[test]
+    fn the_control_plane_is_reached_over_tls_only() {
+        for (text, address) in [
+            ("https://cp:8082", "https://cp:8082"),
+            ("https://cp", "https://cp:443"),
+            ("https://[::1]:8082/", "https://[::1]:8082"),
+        ] {
+            assert_eq!(Address::parse(text).unwrap().to_string(), address);
+        }
+        assert!(Address::parse("http://127.0.0.1:8082").unwrap_err().contains("mutual TLS"));
+        for wrong in ["", "cp:8082", "https://", "https://u@cp", "https://cp/x", "https://cp?x", "ftp://cp"] {
+            assert!(Address::parse(wrong).is_err(), "{wrong}");
+        }
     }
 }

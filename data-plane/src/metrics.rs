@@ -62,6 +62,8 @@ pub struct Metrics {
     pub config_age: Gauge,
     /// Whether the configuration stream is up.
     pub connected: Gauge,
+    /// Seconds that the certificate for the control plane is good still.
+    pub certificate_left: Gauge,
     /// Audit records that wait for upload.
     pub spool_depth: Gauge,
     /// Audit records lost for want of space.
@@ -92,6 +94,7 @@ impl Metrics {
             revision: Gauge::default(),
             config_age: Gauge::default(),
             connected: Gauge::default(),
+            certificate_left: Gauge::default(),
             spool_depth: Gauge::default(),
             lost_records: Gauge::default(),
         };
@@ -137,6 +140,11 @@ impl Metrics {
             r.register("waffles_config_revision", "The configuration revision in force", m.revision);
             r.register("waffles_config_age_seconds", "Since the control plane was last heard", m.config_age);
             r.register("waffles_config_connected", "Whether the configuration stream is up", m.connected);
+            r.register(
+                "waffles_certificate_left_seconds",
+                "How long the certificate for the control plane is good still",
+                m.certificate_left,
+            );
             r.register("waffles_audit_spool_depth", "Audit records that wait for upload", m.spool_depth);
             r.register("waffles_audit_lost_records", "Audit records lost for want of space", m.lost_records);
         });

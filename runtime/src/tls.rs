@@ -1,5 +1,8 @@
 //! Certificates: load, watch, swap; and the client and server configurations of both programs.
-//! TLS 1.3, and 1.2 with the AEAD suites only, which are all that rustls knows.
+//! TLS 1.3, and 1.2 with the AEAD suites only, which are all that rustls knows; between our own programs `mutual`.
+
+pub mod certificate;
+pub mod mutual;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};

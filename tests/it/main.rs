@@ -11,6 +11,7 @@
 mod auth;
 mod bridge;
 mod call;
+mod channel;
 mod cli;
 mod clients;
 mod discovery;

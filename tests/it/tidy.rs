@@ -46,6 +46,7 @@ const CONTROL_PLANE: &[Row] = &[
             "discovery",
             "secrets",
             "proxies",
+            "enrolment",
             "upkeep",
         ],
         // `audit::note`, `discovery::poke`, and the keys that several of them seal with.
@@ -61,8 +62,8 @@ const CONTROL_PLANE: &[Row] = &[
 
 const DATA_PLANE: &[Row] = &[
     Row {
-        modules: &["state", "discovery", "audit", "metrics", "reject", "durable", "link"],
-        open: &["state", "discovery", "audit", "metrics", "reject", "durable", "link"],
+        modules: &["state", "discovery", "audit", "metrics", "reject", "durable", "link", "enrolment"],
+        open: &["state", "discovery", "audit", "metrics", "reject", "durable", "link", "enrolment"],
     },
     row(&["authn", "limit", "session"]),
     row(&["permit"]),
@@ -211,8 +212,10 @@ fn one_connector_leads_out() {
         ("lookup_host", "runtime/src/outbound.rs"),
         // To the control plane, at the address that the operator gave.
         ("Endpoint::from_shared", "data-plane/src/link.rs"),
+        ("TcpStream::connect", "runtime/src/tls/mutual.rs"),
         // On the machine of the person who says where to.
-        ("Endpoint::from_shared", "cli/src/client.rs"),
+        ("Endpoint::from_shared", "cli/src/place.rs"),
+        ("TcpStream::connect", "cli/src/place.rs"),
         ("reqwest::Client::builder", "cli/src/http.rs"),
     ];
     let ways = [

@@ -18,6 +18,7 @@ pub mod bench;
 pub mod matrix;
 pub mod mcp_client;
 pub mod mcp_server;
+pub mod member;
 pub mod postgres;
 pub mod programs;
 pub mod raw_server;

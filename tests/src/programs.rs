@@ -213,6 +213,7 @@ pub struct ControlPlaneAnnounced {
     pub http: SocketAddr,
     pub grpc: SocketAddr,
     pub admin: SocketAddr,
+    pub ca: String,
     pub bootstrap: Option<Bootstrap>,
 }
 
@@ -230,6 +231,8 @@ pub struct ControlPlane {
     pub http: SocketAddr,
     pub grpc: SocketAddr,
     pub admin: SocketAddr,
+    /// The authority that certifies the gRPC port (PEM).
+    pub ca: String,
     /// There on the first start with a database.
     pub bootstrap: Option<Bootstrap>,
     options: ControlPlaneOptions,
@@ -239,16 +242,31 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Starts one and waits until it is ready.
     pub async fn start(options: ControlPlaneOptions) -> Self {
-        let dir = Dir::new("waffles-cp-");
-        let any = ["127.0.0.1:0"; 3].map(str::to_owned);
-        let (program, announced) = Self::launch(&options, dir.path(), any).await;
-        let ControlPlaneAnnounced { http, grpc, admin, bootstrap } = announced;
-        Self { program, http, grpc, admin, bootstrap, options, dir }
+        Self::start_on("127.0.0.1:0", options).await
     }
 
-    /// The file with the secret that proxies present.
-    pub fn proxy_token_file(&self) -> PathBuf {
-        self.dir.path().join("proxy.token")
+    /// Starts one with its gRPC port there.
+    pub async fn start_on(grpc: &str, options: ControlPlaneOptions) -> Self {
+        let dir = Dir::new("waffles-cp-");
+        let any = ["127.0.0.1:0", grpc, "127.0.0.1:0"].map(str::to_owned);
+        let (program, announced) = Self::launch(&options, dir.path(), any).await;
+        let ControlPlaneAnnounced { http, grpc, admin, ca, bootstrap } = announced;
+        Self { program, http, grpc, admin, ca, bootstrap, options, dir }
+    }
+
+    /// A token that one new proxy of the group joins with.
+    pub async fn enroll(&self, group: &str) -> String {
+        let mut command = Self::command(&self.options, self.dir.path());
+        command.args(["join-token", "--group", group]);
+        let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("it ends");
+        let output = output.expect("the control plane's program runs");
+        assert!(output.status.success(), "no token: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("a token is text").trim().to_owned()
+    }
+
+    /// Where proxies reach it.
+    pub fn channel_url(&self) -> String {
+        format!("https://{}", self.grpc)
     }
 
     pub fn data_dir(&self) -> &Path {
@@ -289,9 +307,18 @@ impl ControlPlane {
         dir: &Path,
         [http, grpc, admin]: [String; 3],
     ) -> (Program, ControlPlaneAnnounced) {
-        let mut command = command("waffles-control-plane", options.cpu);
-        command.arg("--announce").arg("--data-dir").arg(dir);
+        let mut command = Self::command(options, dir);
+        command.arg("--announce");
         command.args(["--http-addr", &http, "--grpc-addr", &grpc, "--admin-addr", &admin]);
+        let mut program = Program::spawn("waffles-control-plane", command, dir.join("stderr.log"));
+        let announced = program.announced(PATIENCE).await;
+        (program, announced)
+    }
+
+    /// The program, on its data.
+    fn command(options: &ControlPlaneOptions, dir: &Path) -> Command {
+        let mut command = command("waffles-control-plane", options.cpu);
+        command.arg("--data-dir").arg(dir);
         if let Some(url) = &options.database_url {
             command.args(["--database-url", url]);
         }
@@ -299,9 +326,7 @@ impl ControlPlane {
             command.args(["--redis-url", url]);
         }
         command.args(&options.args).envs(options.env.iter().map(|(name, value)| (name, value)));
-        let mut program = Program::spawn("waffles-control-plane", command, dir.join("stderr.log"));
-        let announced = program.announced(PATIENCE).await;
-        (program, announced)
+        command
     }
 }
 
@@ -354,24 +379,30 @@ pub struct DataPlane {
     pub admin: SocketAddr,
     pub proxy_id: String,
     control_plane: String,
-    token_file: PathBuf,
     options: DataPlaneOptions,
     dir: Dir,
 }
 
 impl DataPlane {
-    /// Starts one of this control plane; it may not be ready yet.
+    /// Starts one that joins this control plane; it may not be ready yet.
     pub async fn start(control_plane: &ControlPlane, options: DataPlaneOptions) -> Self {
-        Self::start_at(control_plane.grpc_url(), control_plane.proxy_token_file(), options).await
+        let token = control_plane.enroll(options.group.as_deref().unwrap_or("default")).await;
+        Self::start_at(control_plane.channel_url(), &token, options).await
     }
 
-    /// Starts one of the control plane at this address.
-    pub async fn start_at(control_plane: String, token_file: PathBuf, options: DataPlaneOptions) -> Self {
+    /// Starts one that joins the control plane at this address.
+    pub async fn start_at(control_plane: String, token: &str, options: DataPlaneOptions) -> Self {
         let dir = Dir::new("waffles-dp-");
+        std::fs::write(token_file(dir.path()), token).expect("the token can be written");
         let any = ["127.0.0.1:0"; 2].map(str::to_owned);
-        let (program, announced) = Self::launch(&options, dir.path(), &control_plane, &token_file, any).await;
+        let (program, announced) = Self::launch(&options, dir.path(), &control_plane, any).await;
         let DataPlaneAnnounced { mcp, admin, proxy_id } = announced;
-        Self { program, mcp, admin, proxy_id, control_plane, token_file, options, dir }
+        Self { program, mcp, admin, proxy_id, control_plane, options, dir }
+    }
+
+    /// Puts another join token where the proxy looks for one.
+    pub fn give_token(&self, token: &str) {
+        std::fs::write(token_file(self.dir.path()), token).expect("the token can be written");
     }
 
     /// Starts one without a control plane, on a data directory that `seed` has put a snapshot into.
@@ -379,12 +410,12 @@ impl DataPlane {
         let dir = Dir::new("waffles-dp-");
         seed(dir.path());
         // The discard port, where nothing listens.
-        let (control_plane, token_file) = ("http://127.0.0.1:9".to_owned(), dir.path().join("proxy.token"));
+        let control_plane = "https://127.0.0.1:9".to_owned();
         let mcp = if options.public { "0.0.0.0:0" } else { "127.0.0.1:0" };
         let any = [mcp, "127.0.0.1:0"].map(str::to_owned);
-        let (program, announced) = Self::launch(&options, dir.path(), &control_plane, &token_file, any).await;
+        let (program, announced) = Self::launch(&options, dir.path(), &control_plane, any).await;
         let DataPlaneAnnounced { mcp, admin, proxy_id } = announced;
-        Self { program, mcp, admin, proxy_id, control_plane, token_file, options, dir }
+        Self { program, mcp, admin, proxy_id, control_plane, options, dir }
     }
 
     /// Waits until it says that it can serve.
@@ -442,7 +473,7 @@ impl DataPlane {
         }
         let same = [self.mcp, self.admin].map(|addr| addr.to_string());
         let (program, announced) =
-            Self::launch(&self.options, self.dir.path(), &self.control_plane, &self.token_file, same).await;
+            Self::launch(&self.options, self.dir.path(), &self.control_plane, same).await;
         self.program = program;
         assert_eq!(announced.proxy_id, self.proxy_id, "a proxy keeps its id");
     }
@@ -451,7 +482,6 @@ impl DataPlane {
         options: &DataPlaneOptions,
         dir: &Path,
         control_plane: &str,
-        token_file: &Path,
         [mcp, admin]: [String; 2],
     ) -> (Program, DataPlaneAnnounced) {
         let mut command = command("waffles-data-plane", options.cpu);
@@ -467,22 +497,24 @@ impl DataPlane {
         command.args([
             OsString::from("--data-dir"),
             dir.into(),
-            "--proxy-token-file".into(),
-            token_file.into(),
+            "--join-token-file".into(),
+            token_file(dir).into(),
         ]);
         command.args(["--workers", &options.workers.to_string()]);
         command.arg(format!("--allow-private-upstreams={}", !options.closed));
         if let Some(name) = &options.name {
             command.args(["--name", name]);
         }
-        if let Some(group) = &options.group {
-            command.args(["--group", group]);
-        }
         command.args(&options.args).envs(options.env.iter().map(|(name, value)| (name, value)));
         let mut program = Program::spawn("waffles-data-plane", command, dir.join("stderr.log"));
         let announced = program.announced(PATIENCE).await;
         (program, announced)
     }
+}
+
+/// Where a proxy with this data directory looks for a join token.
+fn token_file(dir: &Path) -> PathBuf {
+    dir.join("join.token")
 }
 
 /// The demo MCP server (`wafflectl demo-server`): tools, resources, prompts, both eras.

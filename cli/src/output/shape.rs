@@ -13,10 +13,12 @@ use waffles_proto::registry::v1 as registry_pb;
 use super::{Shape, clean_lines, columns, fields};
 use crate::moment::age;
 
+pub(crate) use enrolment::{Authority, JoinToken};
 pub(crate) use namespace::Namespace;
 pub(crate) use policy::{Explanation, Finding, PolicyVersion, RuleChange, StoredRule, TestResult, Trial};
 pub(crate) use stdio::{Imported, Running, StdioProgram};
 
+mod enrolment;
 mod namespace;
 mod policy;
 mod stdio;
@@ -109,6 +111,7 @@ pub(crate) struct Server {
     audit: &'static str,
     capture: &'static str,
     redact: Vec<String>,
+    groups: Vec<String>,
     created_at: Option<DateTime<Utc>>,
     updated_at: Option<DateTime<Utc>>,
     seen: Vec<Seen>,
@@ -200,6 +203,7 @@ impl From<registry_pb::Server> for Server {
                 Err(_) => "unknown",
             },
             redact: spec.redact,
+            groups: spec.groups,
             created_at: time(server.created_at),
             updated_at: time(server.updated_at),
             seen: server.seen.into_iter().map(Seen::from).collect(),
@@ -250,6 +254,7 @@ impl Shape for Server {
             ("audit", self.audit.to_owned()),
             ("capture", self.capture.to_owned()),
             ("redact", list(&self.redact)),
+            ("groups", list(&self.groups)),
             ("created", stamp(self.created_at)),
             ("updated", stamp(self.updated_at)),
         ])
@@ -607,9 +612,32 @@ pub(crate) struct Proxy {
     open_streams: u64,
     spool_depth: u64,
     pub(crate) lost_records: u64,
+    certificate_expires_at: Option<DateTime<Utc>>,
+    denied: bool,
+}
+
+/// Whether a proxy can come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It can.
+    Good,
+    /// It is shut out.
+    Denied,
+    /// Its certificate has ended.
+    Ended,
 }
 
 impl Proxy {
+    /// Whether it can come in.
+    pub(crate) fn standing(&self) -> Standing {
+        let has_ended = self.certificate_expires_at.is_none_or(|end| end <= Utc::now());
+        match (self.denied, has_ended) {
+            (true, _) => Standing::Denied,
+            (false, true) => Standing::Ended,
+            (false, false) => Standing::Good,
+        }
+    }
+
     /// A proxy beside the current revision.
     pub(crate) fn new(proxy: proxy_pb::Proxy, current_revision: u64) -> Self {
         let nack = |nack: proxy_pb::Nack| Nack {
@@ -635,6 +663,16 @@ impl Proxy {
             open_streams: proxy.open_streams,
             spool_depth: proxy.spool_depth,
             lost_records: proxy.lost_records,
+            certificate_expires_at: time(proxy.certificate_expires_at),
+            denied: proxy.denied,
+        }
+    }
+
+    fn certificate(&self) -> String {
+        match (self.denied, self.certificate_expires_at) {
+            (true, _) => "shut out".to_owned(),
+            (false, None) => "none".to_owned(),
+            (false, end) => format!("until {}", stamp(end)),
         }
     }
 
@@ -657,6 +695,7 @@ impl Shape for Proxy {
             ("version", self.version.clone()),
             ("connected", if self.connected { "yes" } else { "no" }.to_owned()),
             ("last seen", stamp(self.last_seen_at)),
+            ("certificate", self.certificate()),
             (
                 "revision",
                 format!("{} of {}, {} behind", self.acknowledged_revision, self.current_revision, self.lag),
@@ -674,7 +713,12 @@ impl Shape for [Proxy] {
             [
                 proxy.name.clone(),
                 proxy.group.clone(),
-                if proxy.connected { "yes" } else { "no" }.to_owned(),
+                match (proxy.denied, proxy.connected) {
+                    (true, _) => "denied",
+                    (false, true) => "yes",
+                    (false, false) => "no",
+                }
+                .to_owned(),
                 since(proxy.last_seen_at),
                 format!("{}/{}", proxy.acknowledged_revision, proxy.current_revision),
                 proxy.lag.to_string(),

@@ -7,6 +7,7 @@ use waffles_proto::auth::v1::{CreateApiKeyRequest, GetSelfRequest, LoginRequest}
 use crate::client::Client;
 use crate::context::Store;
 use crate::failure::Failure;
+use crate::place::Place;
 
 /// The account that the first start makes.
 pub(super) const ADMIN: &str = "admin@localhost";
@@ -21,7 +22,7 @@ pub(super) struct Credential {
 }
 
 /// The key of a context, when the control plane knows it.
-pub(super) async fn kept(grpc: &str, key: SecretString, store: &Store) -> anyhow::Result<Credential> {
+pub(super) async fn kept(grpc: Place<'_>, key: SecretString, store: &Store) -> anyhow::Result<Credential> {
     let link = Client::link(grpc, Some(&key)).await?;
     match AuthServiceClient::new(link).get_self(GetSelfRequest {}).await {
         Ok(_) => Ok(Credential { key, password: None, email: ADMIN.to_owned(), is_new: false }),
@@ -38,7 +39,11 @@ pub(super) async fn kept(grpc: &str, key: SecretString, store: &Store) -> anyhow
 }
 
 /// A new key, made with the admin's password.
-pub(super) async fn made(grpc: &str, email: &str, password: &SecretString) -> anyhow::Result<Credential> {
+pub(super) async fn made(
+    grpc: Place<'_>,
+    email: &str,
+    password: &SecretString,
+) -> anyhow::Result<Credential> {
     let mut identity = AuthServiceClient::new(Client::link(grpc, None).await?);
     let request = LoginRequest {
         email: email.to_owned(),

@@ -38,7 +38,10 @@ fn row(table: &mut String, action: &str, rule: Rule, act: Act) {
     for role in Role::ALL {
         column(role.as_str(), actor(role.as_str(), None).check(rule).is_ok());
     }
-    column("proxy", rule == Rule::Proxy);
+    match rule {
+        Rule::Join => column("join-token", true),
+        _ => column("proxy", rule == Rule::Proxy),
+    }
     column("changes", act == Changes);
     let kept = table.trim_end().len();
     table.truncate(kept);

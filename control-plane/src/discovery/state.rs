@@ -99,31 +99,32 @@ impl State {
         self.resources.keys().filter(|key| key.kind == kind).count()
     }
 
-    pub(super) fn offer(&self, held: &Held, again: &[ResourceKey]) -> Offer {
+    /// What does not concern the group is not sent to it, and what concerns it no longer is sent as gone.
+    pub(super) fn offer(&self, group: &str, held: &Held, again: &[ResourceKey]) -> Offer {
         if self.revision == 0 {
             return Offer::NotReady;
         }
-        let known = held.revision > 0 && held.lineage == self.lineage;
+        let lineage = lineage_for(&self.lineage, group);
+        let known = held.revision > 0 && held.lineage == lineage;
         if known && held.revision > self.revision {
             return Offer::Ahead { ours: self.revision };
         }
         let mut update = Update {
-            lineage: self.lineage.clone(),
+            lineage,
             revision: self.revision,
             full: !known || held.revision < self.floor,
             resources: Vec::new(),
             removed: Vec::new(),
         };
         if update.full {
-            update
-                .resources
-                .extend(self.resources.iter().map(|(key, resource)| (key.clone(), Arc::clone(resource))));
+            let theirs = self.resources.iter().filter(|(_, resource)| concerns(resource, group));
+            update.resources.extend(theirs.map(|(key, resource)| (key.clone(), Arc::clone(resource))));
             return Offer::Update(update);
         }
         let changed = self.log.range(held.revision.saturating_add(1)..).map(|(_, key)| key);
         let unchanged = again.iter().filter(|key| self.latest.get(key).is_none_or(|at| *at <= held.revision));
         for key in changed.chain(unchanged) {
-            match self.resources.get(key) {
+            match self.resources.get(key).filter(|resource| concerns(resource, group)) {
                 Some(resource) => update.resources.push((key.clone(), Arc::clone(resource))),
                 None => update.removed.push(key.clone()),
             }
@@ -133,6 +134,18 @@ impl State {
         }
         Offer::Update(update)
     }
+}
+
+/// The lineage as proxies of a group know it.
+pub(super) fn lineage_for(lineage: &str, group: &str) -> String {
+    format!("{lineage}/{group}")
+}
+
+/// Whether proxies of a group need a resource. Servers may be for some groups only; all else is for all.
+fn concerns(resource: &pb::Resource, group: &str) -> bool {
+    let Some(pb::resource::Kind::Server(server)) = &resource.kind else { return true };
+    let groups = server.spec.as_ref().map(|spec| spec.groups.as_slice()).unwrap_or_default();
+    groups.is_empty() || groups.iter().any(|name| name == group)
 }
 
 impl Update {
@@ -202,7 +215,8 @@ mod tests {
 
     fn check(lineage: &str, revision: u64, again: &[&str]) -> Option<(bool, Vec<String>, Vec<String>)> {
         let again: Vec<_> = again.iter().map(|id| key(id)).collect();
-        match state().offer(&Held { lineage: lineage.into(), revision }, &again) {
+        let lineage = if lineage == "here" { "here/g" } else { lineage };
+        match state().offer("g", &Held { lineage: lineage.into(), revision }, &again) {
             Offer::Update(update) => {
                 let mut resources: Vec<_> = update.resources.into_iter().map(|(key, _)| key.id).collect();
                 resources.sort();
@@ -234,9 +248,9 @@ mod tests {
 
     #[test]
     fn a_restored_database_takes_nothing_back() {
-        let held = Held { lineage: "here".into(), revision: 9 };
-        assert!(matches!(state().offer(&held, &[]), Offer::Ahead { ours: 5 }));
-        assert!(matches!(State::default().offer(&held, &[]), Offer::NotReady));
+        let held = Held { lineage: "here/g".into(), revision: 9 };
+        assert!(matches!(state().offer("g", &held, &[]), Offer::Ahead { ours: 5 }));
+        assert!(matches!(State::default().offer("g", &held, &[]), Offer::NotReady));
     }
 
     #[test]
@@ -244,11 +258,51 @@ mod tests {
         let mut state = state();
         state.remove(key("a"), 6);
         state.advance(6);
-        let Offer::Update(update) = state.offer(&Held { lineage: "here".into(), revision: 2 }, &[]) else {
+        let Offer::Update(update) = state.offer("g", &Held { lineage: "here/g".into(), revision: 2 }, &[])
+        else {
             panic!()
         };
         assert_eq!(update.resources.len(), 1);
         assert_eq!(update.removed, [key("gone"), key("a")]);
+    }
+
+    fn server(groups: &[&str]) -> pb::Resource {
+        let groups = groups.iter().map(ToString::to_string).collect();
+        let spec = waffles_proto::registry::v1::ServerSpec { groups, ..Default::default() };
+        let server = waffles_proto::registry::v1::Server { spec: Some(spec), ..Default::default() };
+        pb::Resource { id: "s".into(), kind: Some(pb::resource::Kind::Server(server)) }
+    }
+
+    #[test]
+    fn a_group_gets_its_servers_only_and_one_that_leaves_it_as_gone() {
+        let key = ResourceKey::new(Kind::Server, "s");
+        let mut state = state();
+        let offered = |state: &State, group: &str, revision: u64| {
+            let held = Held { lineage: lineage_for("here", group), revision };
+            match state.offer(group, &held, &[]) {
+                Offer::Update(update) => {
+                    let has = update.resources.iter().any(|(sent, _)| *sent == key);
+                    (update.full, has, update.removed.contains(&key))
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        state.put(key.clone(), Some(6), server(&["eu", "us"]));
+        state.advance(6);
+        for (group, concerned) in [("eu", true), ("us", true), ("asia", false)] {
+            assert_eq!(offered(&state, group, 0), (true, concerned, false), "{group}");
+            assert_eq!(offered(&state, group, 5), (false, concerned, !concerned), "{group}");
+        }
+        state.put(key.clone(), Some(7), server(&["us"]));
+        state.advance(7);
+        assert_eq!(offered(&state, "eu", 6), (false, false, true));
+        assert_eq!(offered(&state, "us", 6), (false, true, false));
+        state.put(key.clone(), Some(8), server(&[]));
+        state.advance(8);
+        assert_eq!(offered(&state, "asia", 7), (false, true, false));
+        // What another group holds is no base for differences.
+        let held = Held { lineage: lineage_for("here", "eu"), revision: 8 };
+        assert!(matches!(state.offer("us", &held, &[]), Offer::Update(update) if update.full));
     }
 
     #[test]

@@ -1,4 +1,6 @@
-//! `ProxyService`: decode, one call of `proxies`, encode.
+//! `ProxyService`: decode, one call of `proxies` or `enrolment`, encode.
+
+use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 use waffles_core::wire;
@@ -7,16 +9,20 @@ use waffles_proto::proxy::v1::proxy_service_server::ProxyService;
 
 use super::actor;
 use crate::authz::OpCtx;
+use crate::enrolment::{Enrolment, Shown};
+use crate::error::Error;
 use crate::page::Page;
 use crate::proxies::{Proxies, Proxy};
+use crate::services::Services;
 
 pub(super) struct Fleet {
     proxies: Proxies,
+    enrolment: Enrolment,
 }
 
 impl Fleet {
-    pub(super) fn new(proxies: Proxies) -> Self {
-        Self { proxies }
+    pub(super) fn new(services: &Services) -> Self {
+        Self { proxies: services.proxies.clone(), enrolment: services.enrolment.clone() }
     }
 
     async fn revision(&self, ctx: &OpCtx) -> Result<u64, Status> {
@@ -55,6 +61,65 @@ impl ProxyService for Fleet {
         let revision = self.revision(&ctx).await?;
         Ok(Response::new(pb::GetProxyResponse { proxy: Some(shown(proxy)), revision }))
     }
+
+    async fn create_join_token(
+        &self,
+        request: Request<pb::CreateJoinTokenRequest>,
+    ) -> Result<Response<pb::CreateJoinTokenResponse>, Status> {
+        let ctx = actor(&request)?;
+        let pb::CreateJoinTokenRequest { group, ttl } = request.into_inner();
+        let make = async {
+            let life = ttl.map(Duration::try_from).transpose();
+            let life = life.map_err(|_| Error::invalid("ttl", "must not be negative"))?;
+            self.enrolment.create_token(&ctx, &group, life).await
+        };
+        let new = make.await.map_err(|error| error.into_status(ctx.request_id()))?;
+        Ok(Response::new(pb::CreateJoinTokenResponse {
+            token: new.token.expose().to_owned(),
+            group: new.group,
+            expires_at: Some(wire::timestamp(new.expires_at)),
+        }))
+    }
+
+    async fn deny_proxy(
+        &self,
+        request: Request<pb::DenyProxyRequest>,
+    ) -> Result<Response<pb::DenyProxyResponse>, Status> {
+        let ctx = actor(&request)?;
+        let denied = self.enrolment.deny(&ctx, &request.into_inner().proxy).await;
+        let id = denied.map_err(|error| error.into_status(ctx.request_id()))?;
+        Ok(Response::new(pb::DenyProxyResponse { id: id.to_string() }))
+    }
+
+    async fn allow_proxy(
+        &self,
+        request: Request<pb::AllowProxyRequest>,
+    ) -> Result<Response<pb::AllowProxyResponse>, Status> {
+        let ctx = actor(&request)?;
+        let allowed = self.enrolment.allow(&ctx, &request.into_inner().proxy).await;
+        let id = allowed.map_err(|error| error.into_status(ctx.request_id()))?;
+        Ok(Response::new(pb::AllowProxyResponse { id: id.to_string() }))
+    }
+
+    async fn rotate_authority(
+        &self,
+        request: Request<pb::RotateAuthorityRequest>,
+    ) -> Result<Response<pb::RotateAuthorityResponse>, Status> {
+        let ctx = actor(&request)?;
+        let rotated = self.enrolment.rotate(&ctx).await;
+        let authorities = rotated.map_err(|error| error.into_status(ctx.request_id()))?;
+        let authorities = authorities.into_iter().map(authority).collect();
+        Ok(Response::new(pb::RotateAuthorityResponse { authorities }))
+    }
+}
+
+fn authority(shown: Shown) -> pb::Authority {
+    pb::Authority {
+        fingerprint: shown.fingerprint,
+        certificate: shown.pem,
+        created_at: Some(wire::timestamp(shown.created_at)),
+        retires_at: shown.retires_at.map(wire::timestamp),
+    }
 }
 
 fn shown(proxy: Proxy) -> pb::Proxy {
@@ -79,5 +144,7 @@ fn shown(proxy: Proxy) -> pb::Proxy {
         open_streams: proxy.health.open_streams,
         spool_depth: proxy.health.spool_depth,
         lost_records: proxy.lost_records,
+        certificate_expires_at: proxy.certificate_ends_at.map(wire::timestamp),
+        denied: proxy.denied,
     }
 }

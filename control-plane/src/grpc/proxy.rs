@@ -19,10 +19,11 @@ use waffles_runtime::{task, telemetry};
 
 use super::{Parts, peer};
 use crate::audit::Audit;
+use crate::authz::ProxyPeer;
 use crate::discovery::{Discovery, Held, Offer, Update};
+use crate::enrolment::Enrolment;
 use crate::error::Error;
 use crate::proxies::{Connected, Proxies};
-use crate::secrets::ProxyPeer;
 
 /// A stream begins with its hello, and an update is answered, within this time.
 const HELLO_TIME: Duration = Duration::from_secs(10);
@@ -40,13 +41,14 @@ const RETRY_MOST: Duration = Duration::from_secs(5);
 pub(super) struct Configuration {
     discovery: Discovery,
     proxies: Proxies,
+    enrolment: Enrolment,
     drain: Drain,
 }
 
 impl Configuration {
     pub(super) fn new(parts: &Parts) -> Self {
-        let proxies = parts.services.proxies.clone();
-        Self { discovery: parts.discovery.clone(), proxies, drain: parts.drain.clone() }
+        let (proxies, enrolment) = (parts.services.proxies.clone(), parts.services.enrolment.clone());
+        Self { discovery: parts.discovery.clone(), proxies, enrolment, drain: parts.drain.clone() }
     }
 }
 
@@ -61,17 +63,25 @@ impl DiscoveryService for Configuration {
         let peer = peer(&request)?;
         let (sender, receiver) = mpsc::channel(WAITING);
         let (discovery, proxies, drain) = (self.discovery.clone(), self.proxies.clone(), self.drain.clone());
+        let enrolment = self.enrolment.clone();
         let mut inbound = request.into_inner();
         task::spawn("discovery-stream", async move {
             let serve = async {
-                let (id, hello) = hello(&mut inbound).await?;
-                let connected = proxies.connect(peer, id, &hello);
-                let stream = Stream { id, inbound, sender: sender.clone(), discovery, connected };
+                let hello = hello(&mut inbound, &peer).await?;
+                let connected = proxies.connect(&peer, &hello);
+                let (peer, enrolment) = (peer.clone(), enrolment.clone());
+                let stream =
+                    Stream { peer, inbound, sender: sender.clone(), discovery, enrolment, connected };
                 stream.run(hello).await
             };
             tokio::select! {
+                biased;
                 () = drain.started() => {}
                 () = sender.closed() => {}
+                why = enrolment.unwelcome(&peer) => {
+                    tracing::info!(proxy.id = %peer.id(), reason = %why, "a proxy's configuration stream is cut");
+                    say(&sender, Status::permission_denied(why.to_string())).await;
+                }
                 ended = serve => if let Err(status) = ended {
                     say(&sender, status).await;
                 },
@@ -81,22 +91,36 @@ impl DiscoveryService for Configuration {
     }
 }
 
-async fn hello(inbound: &mut Streaming<pb::StreamRequest>) -> Result<(Uuid, pb::Hello), Status> {
+/// What the proxy says of itself must be what its certificate says.
+async fn hello(inbound: &mut Streaming<pb::StreamRequest>, peer: &ProxyPeer) -> Result<pb::Hello, Status> {
     let first = tokio::time::timeout(HELLO_TIME, inbound.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
     let Some(pb::StreamRequest { message: Some(Message::Hello(hello)) }) = first else {
         return Err(Status::invalid_argument("the first message must be a hello"));
     };
-    let id = hello.proxy_id.parse().map_err(|_| Status::invalid_argument("hello.proxy_id: is not a UUID"))?;
-    Ok((id, hello))
+    is_own_id(&hello.proxy_id, peer)?;
+    if hello.group != peer.group() {
+        return Err(Status::permission_denied("hello.group: is not the group of the certificate"));
+    }
+    Ok(hello)
+}
+
+fn is_own_id(claimed: &str, peer: &ProxyPeer) -> Result<(), Status> {
+    let id: Uuid = claimed.parse().map_err(|_| Status::invalid_argument("hello.proxy_id: is not a UUID"))?;
+    if id == peer.id() {
+        Ok(())
+    } else {
+        Err(Status::permission_denied("hello.proxy_id: is not the proxy of the certificate"))
+    }
 }
 
 /// One configuration stream.
 struct Stream {
-    id: Uuid,
+    peer: ProxyPeer,
     inbound: Streaming<pb::StreamRequest>,
     sender: mpsc::Sender<Result<pb::StreamResponse, Status>>,
     discovery: Discovery,
+    enrolment: Enrolment,
     connected: Connected,
 }
 
@@ -111,12 +135,12 @@ impl Stream {
         let (mut ahead_since, mut told) = (None, false);
         let mut count: u64 = 0;
         tracing::info!(
-            proxy.id = %self.id, proxy.name = hello.name, proxy.group = hello.group, revision = held.revision,
+            proxy.id = %self.peer.id(), proxy.name = hello.name, proxy.group = hello.group, revision = held.revision,
             "a proxy is connected"
         );
         loop {
             published.borrow_and_update();
-            match self.discovery.offer(&held, &again) {
+            match self.discovery.offer(self.peer.group(), &held, &again) {
                 Offer::Update(update) => {
                     count += 1;
                     self.deliver(&update, &format!("{}-{count}", update.revision)).await?;
@@ -145,14 +169,17 @@ impl Stream {
                     Some(pb::StreamRequest { message: Some(Message::Hello(_)) }) => {
                         return Err(Status::invalid_argument("a second hello"));
                     }
-                    Some(_) => tracing::debug!(proxy.id = %self.id, "an answer to no update"),
+                    Some(_) => tracing::debug!(proxy.id = %self.peer.id(), "an answer to no update"),
                 },
             }
         }
     }
 
     async fn deliver(&mut self, update: &Update, nonce: &str) -> Result<(), Status> {
-        for chunk in update.chunks(nonce) {
+        for mut chunk in update.chunks(nonce) {
+            if chunk.last {
+                chunk.authorities = self.enrolment.believed();
+            }
             match tokio::time::timeout(ANSWER_TIME, self.sender.send(Ok(chunk))).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Status::cancelled("the proxy hung up")),
@@ -184,13 +211,15 @@ impl Stream {
 pub(super) struct Uploads {
     audit: Audit,
     proxies: Proxies,
+    enrolment: Enrolment,
     drain: Drain,
 }
 
 impl Uploads {
     pub(super) fn new(parts: &Parts) -> Self {
         let services = &parts.services;
-        Self { audit: services.audit.clone(), proxies: services.proxies.clone(), drain: parts.drain.clone() }
+        let (audit, proxies) = (services.audit.clone(), services.proxies.clone());
+        Self { audit, proxies, enrolment: services.enrolment.clone(), drain: parts.drain.clone() }
     }
 }
 
@@ -205,12 +234,14 @@ impl AuditIngestService for Uploads {
         let peer = peer(&request)?;
         let (sender, receiver) = mpsc::channel(WAITING);
         let (audit, proxies, drain) = (self.audit.clone(), self.proxies.clone(), self.drain.clone());
+        let enrolment = self.enrolment.clone();
         let mut inbound = request.into_inner();
         task::spawn("audit-upload", async move {
-            let upload = Upload { peer, audit, proxies, sender: sender.clone() };
+            let upload = Upload { peer: peer.clone(), audit, proxies, sender: sender.clone() };
             // A batch under way is finished before the stream ends: its receipt spares a second upload.
             let ended = tokio::select! {
                 () = sender.closed() => return,
+                why = enrolment.unwelcome(&peer) => Err(Status::permission_denied(why.to_string())),
                 ended = upload.run(&mut inbound, &drain) => ended,
             };
             if let Err(status) = ended {
@@ -241,12 +272,10 @@ impl Upload {
         let Some(audit_pb::UploadRequest { message: Some(Message::Hello(hello)) }) = first else {
             return Err(Status::invalid_argument("the first message must be a hello"));
         };
-        let id = |field: &str, text: &str| {
-            text.parse::<Uuid>()
-                .map_err(|_| Status::invalid_argument(format!("hello.{field}: is not a UUID")))
-        };
-        let (proxy, spool) = (id("proxy_id", &hello.proxy_id)?, id("spool_id", &hello.spool_id)?);
-        let stored = self.patiently(drain, || self.audit.stored_through(self.peer, proxy, spool)).await?;
+        is_own_id(&hello.proxy_id, &self.peer)?;
+        let spool: Uuid =
+            hello.spool_id.parse().map_err(|_| Status::invalid_argument("hello.spool_id: is not a UUID"))?;
+        let stored = self.patiently(drain, || self.audit.stored_through(&self.peer, spool)).await?;
         self.receipt(stored).await?;
         loop {
             let request = tokio::select! {
@@ -257,11 +286,11 @@ impl Upload {
             let Some(request) = request else { return Ok(()) };
             match request.message {
                 Some(Message::Batch(batch)) => {
-                    let store = || self.audit.ingest(self.peer, proxy, spool, batch.clone());
+                    let store = || self.audit.ingest(&self.peer, spool, batch.clone());
                     let stored = self.patiently(drain, store).await?;
                     self.receipt(stored).await?;
                 }
-                Some(Message::Health(health)) => self.proxies.health(self.peer, proxy, &health),
+                Some(Message::Health(health)) => self.proxies.health(&self.peer, &health),
                 Some(Message::Hello(_)) => return Err(Status::invalid_argument("a second hello")),
                 // A message of a later version.
                 None => {}

@@ -248,6 +248,9 @@ pub(super) struct NewServer {
     /// Field names that are blanked in captured payloads.
     #[serde(default)]
     redact: Vec<String>,
+    /// Groups of proxies that serve it; empty: all.
+    #[serde(default)]
+    groups: Vec<String>,
     /// Whether calls may reach it at once.
     #[serde(default = "yes")]
     enabled: bool,
@@ -294,6 +297,9 @@ pub(super) struct ServerUpdate {
     /// Field names that are blanked in captured payloads.
     #[serde(default)]
     redact: Vec<String>,
+    /// Groups of proxies that serve it; empty: all.
+    #[serde(default)]
+    groups: Vec<String>,
 }
 
 /// A registered MCP server.
@@ -314,6 +320,8 @@ pub(super) struct Server {
     audit: AuditMode,
     capture: Capture,
     redact: Vec<String>,
+    /// Groups of proxies that serve it; empty: all.
+    groups: Vec<String>,
     /// Whether calls may reach it.
     enabled: bool,
     /// Grows by one with each change; also the `ETag`.
@@ -388,6 +396,7 @@ impl From<core::Server> for Server {
                 core::Capture::Full => Capture::Full,
             },
             redact: spec.redact,
+            groups: spec.groups,
             enabled: server.enabled,
             version: server.version,
             created_at: server.created_at,
@@ -433,6 +442,7 @@ impl NewServer {
             audit: self.audit,
             capture: self.capture,
             redact: self.redact,
+            groups: self.groups,
         };
         update.into_spec(self.name)
     }
@@ -476,6 +486,7 @@ impl ServerUpdate {
                 Capture::Full => core::Capture::Full,
             },
             redact: self.redact,
+            groups: self.groups,
         };
         let credential = self.credential.map(core::Credential::from);
         if problems.is_empty() {

@@ -21,6 +21,7 @@ use waffles_runtime::host::Pages;
 use super::*;
 use crate::audit::Audit;
 use crate::discovery::Discovery;
+use crate::enrolment::{CERTIFICATE_LIFE, Enrolment};
 use crate::identity::Identity;
 use crate::namespaces::Namespaces;
 use crate::proxies::Proxies;
@@ -62,12 +63,15 @@ impl World {
         let admin = identity.bootstrap().await.unwrap().expect("the first start makes the admin");
         assert_eq!(admin.email, "admin@localhost");
         assert!(identity.bootstrap().await.unwrap().is_none(), "the second start makes none");
+        let channel =
+            crate::enrolment::Settings { certificate_life: CERTIFICATE_LIFE, names: Vec::new(), files: None };
         let services = Services {
             registry: Registry::new(db.clone(), secrets.seal.clone(), discovery.clone()),
             namespaces: Namespaces::new(db.clone(), discovery.clone()),
             policy: crate::policy::Policy::new(db.clone(), discovery.clone()),
             audit: Audit::new(db.clone()),
             proxies: Proxies::new(db.clone(), discovery),
+            enrolment: Enrolment::new(db.clone(), &secrets, channel),
             identity,
             db,
         };

@@ -403,6 +403,9 @@ struct SpecDoc {
     audit: String,
     capture: String,
     redact: Vec<String>,
+    /// Absent in what an older version wrote.
+    #[serde(default)]
+    groups: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -481,6 +484,7 @@ impl From<&Spec> for SpecDoc {
             }
             .into(),
             redact: spec.redact.clone(),
+            groups: spec.groups.clone(),
         }
     }
 }
@@ -525,6 +529,7 @@ impl SpecDoc {
                 word => return Err(unknown("capture", word)),
             },
             redact: self.redact,
+            groups: self.groups,
         })
     }
 }

@@ -9,7 +9,8 @@ use waffles_proto::audit::v1::audit_ingest_service_client::AuditIngestServiceCli
 use waffles_proto::audit::v1::audit_service_client::AuditServiceClient;
 use waffles_proto::audit::v1::upload_request::Message;
 
-use super::{Database, Operator, Plane, SOON, with_bearer};
+use super::enrolled::Enrolled;
+use super::{Database, Operator, Plane, SOON};
 
 /// The proxy's end of an upload stream.
 pub struct Upload {
@@ -18,13 +19,15 @@ pub struct Upload {
 }
 
 impl Upload {
-    pub async fn open(plane: &Plane, token: &str, proxy: Uuid, spool: Uuid) -> (Self, u64) {
+    pub async fn open(plane: &Plane, who: &Enrolled, spool: Uuid) -> (Self, u64) {
         let (to, requests) = mpsc::channel(8);
-        let hello = pb::UploadHello { proxy_id: proxy.to_string(), spool_id: spool.to_string() };
+        let hello = pb::UploadHello { proxy_id: who.id.to_string(), spool_id: spool.to_string() };
         to.send(pb::UploadRequest { message: Some(Message::Hello(hello)) }).await.unwrap();
-        let request = with_bearer(ReceiverStream::new(requests), token);
-        let from =
-            AuditIngestServiceClient::new(plane.channel().await).upload(request).await.unwrap().into_inner();
+        let from = AuditIngestServiceClient::new(who.channel(plane).await)
+            .upload(ReceiverStream::new(requests))
+            .await
+            .unwrap()
+            .into_inner();
         let mut upload = Self { to, from };
         let stored = upload.receipt().await;
         (upload, stored)
@@ -89,8 +92,9 @@ async fn each_record_is_stored_once_however_often_it_is_sent() {
     for database in Database::all().await {
         let plane = Plane::start(&database).await;
         let admin = plane.sign_in().await;
-        let (proxy, spool, token) = (Uuid::now_v7(), Uuid::now_v7(), database.token());
-        let (mut upload, stored) = Upload::open(&plane, &token, proxy, spool).await;
+        let (who, spool) = (Enrolled::new(&plane).await, Uuid::now_v7());
+        let proxy = who.id;
+        let (mut upload, stored) = Upload::open(&plane, &who, spool).await;
         assert_eq!(stored, 0);
         upload.send(records(spool, 1..=600)).await;
         assert_eq!(upload.receipt().await, 600);
@@ -102,7 +106,7 @@ async fn each_record_is_stored_once_however_often_it_is_sent() {
         assert_eq!(upload.receipt().await, 607);
 
         // A second stream, and a control plane that was started anew, go on where the first left off.
-        let (second, stored) = Upload::open(&plane, &token, proxy, spool).await;
+        let (second, stored) = Upload::open(&plane, &who, spool).await;
         assert_eq!(stored, 607);
         drop((upload, second));
         plane.stop().await;
@@ -110,7 +114,7 @@ async fn each_record_is_stored_once_however_often_it_is_sent() {
         let admin = Operator { channel: plane.channel().await, ..admin };
         let mut streams = Vec::new();
         for _ in 0..4 {
-            streams.push(Upload::open(&plane, &token, proxy, spool).await.0);
+            streams.push(Upload::open(&plane, &who, spool).await.0);
         }
         for stream in &streams {
             stream.send(records(spool, 608..=800)).await;
@@ -135,8 +139,9 @@ async fn a_record_that_makes_no_sense_is_kept_as_one_that_says_so() {
     for database in Database::all().await {
         let plane = Plane::start(&database).await;
         let admin = plane.sign_in().await;
-        let (proxy, spool) = (Uuid::now_v7(), Uuid::now_v7());
-        let (mut upload, _) = Upload::open(&plane, &database.token(), proxy, spool).await;
+        let (who, spool) = (Enrolled::new(&plane).await, Uuid::now_v7());
+        let proxy = who.id;
+        let (mut upload, _) = Upload::open(&plane, &who, spool).await;
         let with = |sequence, change: fn(&mut pb::Event)| {
             let mut record = record(spool, sequence);
             change(record.event.as_mut().unwrap());
@@ -185,8 +190,9 @@ async fn a_search_finds_what_was_asked_for_page_by_page() {
     for database in Database::all().await {
         let plane = Plane::start(&database).await;
         let admin = plane.sign_in().await;
-        let (proxy, spool) = (Uuid::now_v7(), Uuid::now_v7());
-        let (mut upload, _) = Upload::open(&plane, &database.token(), proxy, spool).await;
+        let (who, spool) = (Enrolled::new(&plane).await, Uuid::now_v7());
+        let proxy = who.id;
+        let (mut upload, _) = Upload::open(&plane, &who, spool).await;
         let mut sent = records(spool, 1..=10);
         for record in &mut sent {
             let event = record.event.as_mut().unwrap();
@@ -235,8 +241,9 @@ async fn who_follows_sees_each_event_once_in_the_order_of_storing() {
     for database in Database::all().await {
         let plane = Plane::start(&database).await;
         let admin = plane.sign_in().await;
-        let (proxy, spool) = (Uuid::now_v7(), Uuid::now_v7());
-        let (mut upload, _) = Upload::open(&plane, &database.token(), proxy, spool).await;
+        let (who, spool) = (Enrolled::new(&plane).await, Uuid::now_v7());
+        let proxy = who.id;
+        let (mut upload, _) = Upload::open(&plane, &who, spool).await;
         upload.send(records(spool, 1..=3)).await;
         upload.receipt().await;
         let request = pb::TailEventsRequest { filter: Some(of(proxy)) };

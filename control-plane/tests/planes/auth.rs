@@ -42,7 +42,7 @@ async fn every_method_denies_who_may_not() {
             _ if path == unmapped.0 => (Code::PermissionDenied, Code::PermissionDenied),
             Rule::Authenticated => (Code::Unauthenticated, Code::Ok),
             Rule::Needs(_) | Rule::NeedsEither(..) => (Code::Unauthenticated, Code::PermissionDenied),
-            Rule::Proxy => (Code::Unauthenticated, Code::Unauthenticated),
+            Rule::Proxy | Rule::Join => (Code::Unauthenticated, Code::Unauthenticated),
         };
         assert_eq!(call(None).await, nobody, "{path} without a credential");
         assert_eq!(call(Some(&narrow)).await, somebody, "{path} with a key for the gateway only");

@@ -14,7 +14,8 @@ use waffles_proto::proxy::v1::proxy_service_client::ProxyServiceClient;
 use waffles_proto::registry::v1 as registry;
 use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
 
-use super::{Database, Operator, Plane, SOON, eventually, spec, with_bearer};
+use super::enrolled::Enrolled;
+use super::{Database, Operator, Plane, SOON, eventually, spec};
 
 /// A quiet time after which nothing more is expected.
 const QUIET: Duration = Duration::from_millis(700);
@@ -22,6 +23,7 @@ const QUIET: Duration = Duration::from_millis(700);
 /// The proxy's end of a configuration stream.
 pub struct Proxy {
     pub id: Uuid,
+    pub who: Enrolled,
     pub to: mpsc::Sender<pb::StreamRequest>,
     pub from: Streaming<pb::StreamResponse>,
     /// Names of the servers that it was ever told.
@@ -52,21 +54,26 @@ impl Update {
 }
 
 impl Proxy {
-    pub async fn connect(plane: &Plane, token: &str, hello: pb::Hello) -> Self {
-        let id = Uuid::now_v7();
-        let hello =
-            pb::Hello { proxy_id: id.to_string(), name: "edge-1".into(), group: "test".into(), ..hello };
-        Self::connect_as(plane, token, hello).await
+    /// A new proxy, with what it says that it holds.
+    pub async fn connect(plane: &Plane, hello: pb::Hello) -> Self {
+        Self::connect_as(plane, &Enrolled::new(plane).await, hello).await
     }
 
-    pub async fn connect_as(plane: &Plane, token: &str, hello: pb::Hello) -> Self {
+    pub async fn connect_as(plane: &Plane, who: &Enrolled, hello: pb::Hello) -> Self {
+        let hello = pb::Hello {
+            proxy_id: who.id.to_string(),
+            name: "edge-1".into(),
+            group: who.group.clone(),
+            ..hello
+        };
         let (to, requests) = mpsc::channel(4);
-        let id = hello.proxy_id.parse().unwrap();
         to.send(pb::StreamRequest { message: Some(Message::Hello(hello)) }).await.unwrap();
-        let request = with_bearer(ReceiverStream::new(requests), token);
-        let from =
-            DiscoveryServiceClient::new(plane.channel().await).stream(request).await.unwrap().into_inner();
-        Self { id, to, from, servers: Vec::new() }
+        let from = DiscoveryServiceClient::new(who.channel(plane).await)
+            .stream(ReceiverStream::new(requests))
+            .await
+            .unwrap()
+            .into_inner();
+        Self { id: who.id, who: who.clone(), to, from, servers: Vec::new() }
     }
 
     pub async fn update(&mut self) -> Update {
@@ -135,7 +142,7 @@ async fn a_proxy_gets_everything_once_and_then_what_differs() {
         let plane = Plane::start(&database).await;
         let admin = plane.sign_in().await;
         create(&admin, "one").await;
-        let mut proxy = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
+        let mut proxy = Proxy::connect(&plane, pb::Hello::default()).await;
         // The first state may be from before the registration, which then follows.
         let mut first = proxy.update().await;
         assert!(first.full && first.revision > 0 && !first.lineage.is_empty());
@@ -183,10 +190,10 @@ async fn a_proxy_gets_everything_once_and_then_what_differs() {
         let plane = Plane::start(&database).await;
         let held =
             pb::Hello { lineage: third.lineage.clone(), revision: third.revision, ..Default::default() };
-        let mut back = Proxy::connect(&plane, &database.token(), held.clone()).await;
+        let mut back = Proxy::connect(&plane, held.clone()).await;
         back.is_quiet().await;
         let older = pb::Hello { revision: second.revision, ..held };
-        let mut older = Proxy::connect(&plane, &database.token(), older).await;
+        let mut older = Proxy::connect(&plane, older).await;
         let missed = older.update().await;
         assert!(!missed.full);
         assert_eq!((missed.resources.len(), missed.removed.len()), (2, 1));
@@ -201,7 +208,7 @@ async fn a_refused_resource_is_named_and_sent_again() {
     let database = Database::sqlite();
     let plane = Plane::start(&database).await;
     let admin = plane.sign_in().await;
-    let mut proxy = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
+    let mut proxy = Proxy::connect(&plane, pb::Hello::default()).await;
     let first = proxy.update().await;
     proxy.ack(&first).await;
     create(&admin, "bad").await;
@@ -223,14 +230,14 @@ async fn a_refused_resource_is_named_and_sent_again() {
 
     // A new stream names what it refused, and gets it again although its revision is the latest.
     let hello = pb::Hello {
-        proxy_id: proxy.id.to_string(),
         lineage: good.lineage.clone(),
         revision: good.revision,
         refused: vec![bad],
         ..Default::default()
     };
+    let who = proxy.who.clone();
     drop(proxy);
-    let mut again = Proxy::connect_as(&plane, &database.token(), hello).await;
+    let mut again = Proxy::connect_as(&plane, &who, hello).await;
     let sent = again.update().await;
     assert_eq!((sent.full, sent.servers()[0].0.as_str(), sent.resources.len()), (false, "bad", 1));
     again.ack(&sent).await;
@@ -245,11 +252,11 @@ async fn a_proxy_ahead_of_a_restored_database_gets_nothing_and_operators_hear_of
     let database = Database::sqlite();
     let plane = Plane::start(&database).await;
     let admin = plane.sign_in().await;
-    let mut proxy = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
+    let mut proxy = Proxy::connect(&plane, pb::Hello::default()).await;
     let first = proxy.update().await;
     let ahead =
         pb::Hello { lineage: first.lineage.clone(), revision: first.revision + 1000, ..Default::default() };
-    let mut ahead = Proxy::connect(&plane, &database.token(), ahead).await;
+    let mut ahead = Proxy::connect(&plane, ahead).await;
     ahead.is_quiet().await;
     let look = async || {
         let nack = shown(&admin, ahead.id).await?.last_nack?;
@@ -270,15 +277,17 @@ async fn a_proxy_ahead_of_a_restored_database_gets_nothing_and_operators_hear_of
 async fn a_stream_without_a_hello_or_with_two_is_ended() {
     let database = Database::sqlite();
     let plane = Plane::start(&database).await;
-    let token = database.token();
     let (to, requests) = mpsc::channel(1);
     to.send(pb::StreamRequest { message: Some(Message::Ack(pb::Ack::default())) }).await.unwrap();
-    let request = with_bearer(ReceiverStream::new(requests), &token);
-    let mut from =
-        DiscoveryServiceClient::new(plane.channel().await).stream(request).await.unwrap().into_inner();
+    let channel = Enrolled::new(&plane).await.channel(&plane).await;
+    let mut from = DiscoveryServiceClient::new(channel)
+        .stream(ReceiverStream::new(requests))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(from.message().await.unwrap_err().code(), Code::InvalidArgument);
 
-    let mut proxy = Proxy::connect(&plane, &token, pb::Hello::default()).await;
+    let mut proxy = Proxy::connect(&plane, pb::Hello::default()).await;
     let first = proxy.update().await;
     proxy.ack(&first).await;
     proxy.to.send(pb::StreamRequest { message: Some(Message::Hello(pb::Hello::default())) }).await.unwrap();
@@ -290,7 +299,7 @@ async fn a_stream_without_a_hello_or_with_two_is_ended() {
 async fn a_drain_ends_streams_and_the_process_at_once() {
     let database = Database::sqlite();
     let plane = Plane::start(&database).await;
-    let mut proxy = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
+    let mut proxy = Proxy::connect(&plane, pb::Hello::default()).await;
     let first = proxy.update().await;
     proxy.ack(&first).await;
     let before = tokio::time::Instant::now();
@@ -305,7 +314,7 @@ async fn what_one_replica_writes_every_replica_tells() {
     let (writer, teller) = (Plane::start(&database).await, Plane::start(&database).await);
     assert!(writer.password.is_some() && teller.password.is_none(), "one of them makes the admin");
     let admin = writer.sign_in().await;
-    let mut proxy = Proxy::connect(&teller, &database.token(), pb::Hello::default()).await;
+    let mut proxy = Proxy::connect(&teller, pb::Hello::default()).await;
     let mut last = proxy.update().await;
     for name in ["one", "two"] {
         proxy.ack(&last).await;
@@ -329,16 +338,19 @@ async fn a_herd_that_comes_at_once_is_served_from_memory() {
         let plane = Plane::start(&database).await;
         let admin = plane.sign_in().await;
         create(&admin, "one").await;
-        let token = database.token();
+        let mut members = Vec::new();
+        for _ in 0..15 {
+            members.extend(futures_util::future::join_all((0..20).map(|_| Enrolled::new(&plane))).await);
+        }
         // Each proxy has a connection of its own, as in life.
-        let come = async |_| {
-            let mut proxy = Proxy::connect(&plane, &token, pb::Hello::default()).await;
+        let come = async |who: Enrolled| {
+            let mut proxy = Proxy::connect_as(&plane, &who, pb::Hello::default()).await;
             let first = proxy.update().await;
             proxy.ack(&first).await;
             (proxy, first)
         };
         let before = tokio::time::Instant::now();
-        let herd = futures_util::future::join_all((0..300).map(come)).await;
+        let herd = futures_util::future::join_all(members.into_iter().map(come)).await;
         assert!(before.elapsed() < SOON, "took {:?}", before.elapsed());
         assert!(herd.iter().all(|(_, first)| first.full));
         let mut client = ProxyServiceClient::new(admin.channel.clone());
@@ -375,7 +387,7 @@ async fn replicas_that_start_together_on_an_empty_database_agree() {
         assert_eq!(planes.iter().filter(|plane| plane.password.is_some()).count(), 1);
         let mut lineages = std::collections::HashSet::new();
         for plane in &planes {
-            let mut proxy = Proxy::connect(plane, &database.token(), pb::Hello::default()).await;
+            let mut proxy = Proxy::connect(plane, pb::Hello::default()).await;
             lineages.insert(proxy.update().await.lineage);
         }
         assert_eq!(lineages.len(), 1);
@@ -396,7 +408,7 @@ async fn a_revoked_key_is_told_at_once_and_is_not_in_a_new_state() {
         let mut keys = AuthServiceClient::new(admin.channel.clone());
         let request = auth::CreateApiKeyRequest { name: "k".into(), ..Default::default() };
         let made = keys.create_api_key(admin.ask(request)).await.unwrap().into_inner().api_key.unwrap();
-        let mut proxy = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
+        let mut proxy = Proxy::connect(&plane, pb::Hello::default()).await;
         let find = |update: &Update| {
             update.resources.iter().find_map(|resource| match resource.kind.as_ref()? {
                 pb::resource::Kind::ApiKey(key) => key.api_key.clone().filter(|key| key.id == made.id),
@@ -425,10 +437,10 @@ async fn a_revoked_key_is_told_at_once_and_is_not_in_a_new_state() {
         let plane = Plane::start(&database).await;
         let held =
             pb::Hello { lineage: update.lineage.clone(), revision: update.revision, ..Default::default() };
-        let mut late = Proxy::connect(&plane, &database.token(), held).await;
+        let mut late = Proxy::connect(&plane, held).await;
         let missed = late.update().await;
         assert!(!missed.full && missed.removed.iter().any(|gone| gone.id == made.id), "{missed:?}");
-        let mut new = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
+        let mut new = Proxy::connect(&plane, pb::Hello::default()).await;
         assert!(find(&new.update().await).is_none());
         drop((late, new));
         plane.stop().await;

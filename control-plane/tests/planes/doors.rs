@@ -2,6 +2,7 @@
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -11,6 +12,7 @@ use waffles_proto::discovery::v1::discovery_service_client::DiscoveryServiceClie
 use waffles_proto::registry::v1 as registry;
 use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
 
+use super::enrolled::Enrolled;
 use super::{Database, Plane, with_bearer};
 
 async fn list(plane: &Plane, token: &str) -> Code {
@@ -19,10 +21,14 @@ async fn list(plane: &Plane, token: &str) -> Code {
     answer.err().map_or(Code::Ok, |status| status.code())
 }
 
-async fn stream(plane: &Plane, token: &str) -> Code {
+async fn stream(channel: Channel, token: Option<&str>) -> Code {
     let (_to, requests) = mpsc::channel(1);
-    let request = with_bearer(ReceiverStream::new(requests), token);
-    let answer = DiscoveryServiceClient::new(plane.channel().await).stream(request).await;
+    let requests = ReceiverStream::new(requests);
+    let request = match token {
+        Some(token) => with_bearer(requests, token),
+        None => tonic::Request::new(requests),
+    };
+    let answer = DiscoveryServiceClient::new(channel).stream(request).await;
     answer.err().map_or(Code::Ok, |status| status.code())
 }
 
@@ -46,16 +52,20 @@ async fn reflect(plane: &Plane, token: Option<&str>) -> Result<(), Status> {
 async fn each_credential_opens_its_own_door_only() {
     let database = Database::sqlite();
     let plane = Plane::start(&database).await;
-    let (admin, proxy) = (plane.sign_in().await.token, database.token());
-    let shortened = &proxy[..proxy.len() - 1];
+    let admin = plane.sign_in().await.token;
+    let proxy = Enrolled::new(&plane).await;
     assert_eq!(list(&plane, &admin).await, Code::Ok);
-    for wrong in [proxy.as_str(), "x", "", "wfl_0000"] {
+    for wrong in ["x", "", "wfl_0000", "wfj_0000"] {
         assert_eq!(list(&plane, wrong).await, Code::Unauthenticated, "{wrong}");
     }
-    assert_eq!(stream(&plane, &proxy).await, Code::Ok);
-    for wrong in [admin.as_str(), "x", shortened] {
-        assert_eq!(stream(&plane, wrong).await, Code::Unauthenticated, "{wrong}");
+    assert_eq!(stream(proxy.channel(&plane).await, None).await, Code::Ok);
+    for wrong in [Some(admin.as_str()), Some("x"), None] {
+        assert_eq!(stream(plane.channel().await, wrong).await, Code::Unauthenticated, "{wrong:?}");
     }
+    // A proxy's certificate opens nothing of an operator's, whatever comes with it.
+    let request = with_bearer(registry::ListServersRequest::default(), &admin);
+    let taken = RegistryServiceClient::new(proxy.channel(&plane).await).list_servers(request).await;
+    assert_eq!(taken.unwrap_err().code(), Code::PermissionDenied);
     let bare = RegistryServiceClient::new(plane.channel().await)
         .list_servers(registry::ListServersRequest::default())
         .await
@@ -76,7 +86,7 @@ async fn health_is_open_and_reflection_is_for_operators() {
     })
     .await;
     reflect(&plane, Some(&admin)).await.unwrap();
-    for refused in [None, Some("x"), Some(database.token().as_str())] {
+    for refused in [None, Some("x"), Some("wfj_0000")] {
         assert_eq!(reflect(&plane, refused).await.unwrap_err().code(), Code::Unauthenticated);
     }
     // Someone who watches the health does not keep the process from ending.

@@ -14,6 +14,7 @@ mod audit;
 mod auth;
 mod discovery;
 mod doors;
+mod enrolled;
 mod namespaces;
 mod outage;
 mod policy;
@@ -33,6 +34,7 @@ use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 use waffles_control_plane::app;
 use waffles_control_plane::config::Config;
+use waffles_control_plane::services::Services;
 use waffles_proto::auth::v1 as auth_pb;
 use waffles_proto::auth::v1::auth_service_client::AuthServiceClient;
 use waffles_proto::registry::v1 as registry_pb;
@@ -73,10 +75,6 @@ impl Database {
         all
     }
 
-    pub fn token(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("proxy.token")).unwrap().trim().to_owned()
-    }
-
     /// Drops a Postgres database.
     pub async fn drop(self) {
         if let Some((server, name)) = self.server {
@@ -93,6 +91,7 @@ pub struct Plane {
     pub http: String,
     pub admin: String,
     pub password: Option<String>,
+    pub services: Services,
     stop: oneshot::Sender<()>,
     ended: JoinHandle<anyhow::Result<()>>,
 }
@@ -122,11 +121,12 @@ impl Plane {
         let password = bound.first.take().map(|first| first.password.expose_secret().to_owned());
         let (grpc, http) = (format!("http://{}", bound.grpc_addr), format!("http://{}", bound.http_addr));
         let admin = format!("http://{}", bound.admin_addr);
+        let services = bound.services().clone();
         let (stop, stopped) = oneshot::channel();
         let ended = waffles_runtime::task::spawn("plane", async move {
             Box::pin(bound.run_until(async { drop(stopped.await) })).await
         });
-        Ok(Self { grpc, http, admin, password, stop, ended })
+        Ok(Self { grpc, http, admin, password, services, stop, ended })
     }
 
     pub async fn channel(&self) -> Channel {

@@ -267,7 +267,7 @@ async fn heavy_namespaces_are_bounded_and_still_listed() {
     }
     assert_eq!((names.join(" ").as_str(), pages), ("default n0 n1 n2", 3));
     // Proxies hear of all of them.
-    let mut proxy = Proxy::connect(&plane, &database.token(), discovery_pb::Hello::default()).await;
+    let mut proxy = Proxy::connect(&plane, discovery_pb::Hello::default()).await;
     let mut held = BTreeSet::new();
     while held.len() < 4 {
         let update = proxy.update().await;
@@ -289,7 +289,7 @@ async fn proxies_hear_of_a_namespace_and_of_its_end() {
         let admin = plane.sign_in().await;
         let desk = Desk::of(&admin);
         create(&admin, "maps").await;
-        let mut proxy = Proxy::connect(&plane, &database.token(), discovery_pb::Hello::default()).await;
+        let mut proxy = Proxy::connect(&plane, discovery_pb::Hello::default()).await;
         let held = |update: &super::discovery::Update| -> Vec<(String, usize)> {
             let namespace = |resource: &discovery_pb::Resource| match resource.kind.as_ref()? {
                 discovery_pb::resource::Kind::Namespace(namespace) => {
@@ -429,8 +429,8 @@ async fn operators_see_what_proxies_found_a_server_to_speak() {
         };
         let server = get("maps").await;
         assert_eq!(server.seen, []);
-        let proxy = Proxy::connect(&plane, &database.token(), discovery_pb::Hello::default()).await;
-        let (upload, _) = Upload::open(&plane, &database.token(), proxy.id, Uuid::now_v7()).await;
+        let proxy = Proxy::connect(&plane, discovery_pb::Hello::default()).await;
+        let (upload, _) = Upload::open(&plane, &proxy.who, Uuid::now_v7()).await;
         let seen = |era: &str, endpoint, seconds| audit_pb::SeenServer {
             server_id: server.id.clone(),
             endpoint,

@@ -97,15 +97,15 @@ async fn a_database_that_hangs_or_is_gone_takes_nothing_down_with_it() {
     let plane = Plane::start_at(&database, url.as_str()).await;
     let admin = plane.sign_in().await;
     create(&admin, "one").await;
-    let mut proxy = Proxy::connect(&plane, &database.token(), pb::Hello::default()).await;
+    let mut proxy = Proxy::connect(&plane, pb::Hello::default()).await;
     let mut held = proxy.update().await;
     proxy.ack(&held).await;
     while proxy.lacks("one") {
         held = proxy.update().await;
         proxy.ack(&held).await;
     }
-    let (id, spool) = (Uuid::now_v7(), Uuid::now_v7());
-    let (mut upload, _) = Upload::open(&plane, &database.token(), id, spool).await;
+    let (id, spool) = (proxy.id, Uuid::now_v7());
+    let (mut upload, _) = Upload::open(&plane, &proxy.who, spool).await;
 
     for (round, state) in [FROZEN, CUT, FROZEN, CUT].into_iter().enumerate() {
         wire.set(state);

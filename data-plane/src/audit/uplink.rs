@@ -108,7 +108,9 @@ struct Sender<H> {
 impl<H: Fn() -> pb::Health + Send + Sync> Sender<H> {
     async fn run(self) {
         let mut back_off = BackOff::new();
+        let mut news = self.config.link.news();
         loop {
+            news.mark_unchanged();
             let error = match self.connect().await {
                 Some(Ok(mut stream)) => match stream.run(&mut back_off).await {
                     Ok(()) => return,
@@ -121,6 +123,7 @@ impl<H: Fn() -> pb::Health + Send + Sync> Sender<H> {
             tokio::select! {
                 biased;
                 () = self.drain.ended() => return,
+                Ok(()) = news.changed() => back_off.reset(),
                 () = tokio::time::sleep(back_off.next()) => {}
             }
         }
@@ -307,7 +310,7 @@ async fn open(
     let mut client =
         tonic::client::Grpc::new(connection.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
     let path = PathAndQuery::from_static("/waffles.audit.v1.AuditIngestService/Upload");
-    let request = connection.request(ReceiverStream::new(requests));
+    let request = tonic::Request::new(ReceiverStream::new(requests));
     let opening = async {
         let ready = client.ready().await;
         ready.map_err(|source| LinkError::Connect { address: "its gRPC address".into(), source })?;

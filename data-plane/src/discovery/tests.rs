@@ -1,6 +1,5 @@
 use std::net::SocketAddr;
 
-use secrecy::{ExposeSecret as _, SecretString};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status as GrpcStatus};
@@ -24,7 +23,6 @@ type JoinHandle = tokio::task::JoinHandle<()>;
 
 /// One stream of the proxy.
 struct Session {
-    authorization: SecretString,
     requests: Streaming<pb::StreamRequest>,
     responses: mpsc::Sender<Result<pb::StreamResponse, GrpcStatus>>,
 }
@@ -39,10 +37,8 @@ impl DiscoveryService for Script {
         &self,
         request: Request<Streaming<pb::StreamRequest>>,
     ) -> Result<Response<Self::StreamStream>, GrpcStatus> {
-        let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        let authorization = SecretString::from(header.unwrap_or_default());
         let (responses, sent) = mpsc::channel(8);
-        let session = Session { authorization, requests: request.into_inner(), responses };
+        let session = Session { requests: request.into_inner(), responses };
         self.0.send(session).await.map_err(|_| GrpcStatus::unavailable("the test is over"))?;
         Ok(Response::new(ReceiverStream::new(sent)))
     }
@@ -97,6 +93,7 @@ fn update(revision: u64, full: bool, resources: Vec<pb::Resource>) -> pb::Stream
         resources,
         removed: vec![],
         last: true,
+        authorities: vec![],
     }
 }
 
@@ -118,17 +115,14 @@ struct Proxy {
 
 impl Proxy {
     fn start(addr: SocketAddr, dir: TempDir) -> Self {
-        let token_file = dir.path().join("proxy.token");
-        std::fs::write(&token_file, "wfp_first\n").unwrap();
         let disk = Disk::open(dir.path()).unwrap();
         let current = Arc::new(Current::new(disk.load().unwrap_or_default()));
         let gates = Gates::new();
         let (trigger, drain) = drain::channel(Duration::from_secs(1));
         let config = Config {
-            link: Link { control_plane: format!("http://{addr}"), token_file },
+            link: Link::plain(addr, dir.path()),
             proxy_id: Uuid::from_u128(1),
             name: "proxy-1".into(),
-            group: "default".into(),
             version: "0.1".into(),
         };
         let status = spawn(config, Arc::clone(&current), disk, gates.gate("snapshot"), drain);
@@ -175,7 +169,7 @@ async fn a_proxy_is_ready_with_its_first_configuration_and_follows_it() {
     let mut session = plane.session().await;
     let hello = session.hello().await;
     assert_eq!((hello.name.as_str(), hello.lineage.as_str(), hello.revision), ("proxy-1", "", 0));
-    assert_eq!(session.authorization.expose_secret(), "Bearer wfp_first");
+    assert_eq!(hello.group, "default");
     assert!(!proxy.gates.is_ready());
 
     // In chunks: nothing of an update counts before its end.
@@ -243,13 +237,10 @@ async fn a_proxy_serves_on_without_its_control_plane_and_after_a_restart() {
     assert!(proxy.gates.is_ready(), "at once, from the disk");
     assert_eq!(proxy.status.age(), None);
 
-    // The token was changed meanwhile.
-    std::fs::write(proxy.dir.path().join("proxy.token"), "wfp_second").unwrap();
     let mut plane = Plane::start(addr).await;
     let mut session = plane.session().await;
     let hello = session.hello().await;
     assert_eq!((hello.lineage.as_str(), hello.revision), ("l", 3));
-    assert!(session.authorization.expose_secret().starts_with("Bearer wfp_"));
     session.send(update(4, false, vec![server(2)])).await;
     assert_eq!(session.next().await, ack(4));
     assert_eq!(servers(&proxy.current.load()), ["server-1", "server-2"]);

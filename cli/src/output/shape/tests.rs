@@ -40,6 +40,7 @@ fn server() -> Server {
                 ..registry_pb::ToolMark::default()
             }],
             methods: vec!["vendor/*".into()],
+            groups: vec!["eu".into()],
         }),
         enabled: true,
         version: 7,
@@ -164,6 +165,8 @@ fn proxy() -> Proxy {
         open_streams: 2,
         spool_depth: 3,
         lost_records: 4,
+        certificate_expires_at: at(3600),
+        denied: false,
     };
     Proxy::new(proxy, 7)
 }

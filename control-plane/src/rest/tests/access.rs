@@ -125,7 +125,7 @@ async fn bad_requests_are_refused_before_anyone_asks_who_calls() {
         ("basic", base().header(header::AUTHORIZATION, "Basic YTpi"), 401),
         ("empty bearer", base().header(header::AUTHORIZATION, "Bearer "), 401),
         ("nonsense", base().header(header::AUTHORIZATION, "Bearer x.y.z"), 401),
-        ("proxy token", base().header(header::AUTHORIZATION, format!("Bearer wfp_{}", "a".repeat(43))), 401),
+        ("join token", base().header(header::AUTHORIZATION, format!("Bearer wfj_{}", "a".repeat(43))), 401),
         ("long url", at(&format!("/api/v1/servers?name={}", "a".repeat(9000))), 414),
     ] {
         let answer = world.send(request.body(Body::empty()).unwrap()).await;
