@@ -4,7 +4,7 @@ use std::path::Path;
 
 use prost::Message as _;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "waffles/audit/v1/audit.proto",
     "waffles/auth/v1/auth.proto",
     "waffles/discovery/v1/discovery.proto",
