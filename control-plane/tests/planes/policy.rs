@@ -27,6 +27,7 @@ use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
 
 use super::audit::Upload;
 use super::discovery::{Proxy, create};
+use super::enrolled::Enrolled;
 use super::{Database, Operator, Plane, eventually, spec};
 
 /// An operator at the policy.
@@ -115,14 +116,14 @@ async fn rules_have_versions_and_a_way_back() {
     for database in Database::all().await {
         let plane = Plane::start(&database).await;
         let admin = plane.sign_in().await;
-        let mut proxy = Proxy::connect(&plane, &database.token(), discovery_pb::Hello::default()).await;
+        let mut proxy = Proxy::connect(&plane, discovery_pb::Hello::default()).await;
         let first = proxy.update().await;
         proxy.ack(&first).await;
         versions(&Desk::of(&admin), &mut proxy).await;
         plane.stop().await;
         // What is stored is what is published by a control plane that starts anew.
         let plane = Plane::start(&database).await;
-        let mut other = Proxy::connect(&plane, &database.token(), discovery_pb::Hello::default()).await;
+        let mut other = Proxy::connect(&plane, discovery_pb::Hello::default()).await;
         assert_eq!(rules_of(&other.update().await), ["no-deletes".to_owned()].into());
         drop((proxy, other));
         plane.stop().await;
@@ -235,7 +236,7 @@ async fn a_condition_is_held_against_what_the_tools_take() {
         let desk = Desk::of(&admin);
         create(&admin, "billing").await;
         create(&admin, "unseen").await;
-        let (upload, _) = Upload::open(&plane, &database.token(), Uuid::now_v7(), Uuid::now_v7()).await;
+        let (upload, _) = Upload::open(&plane, &Enrolled::new(&plane).await, Uuid::now_v7()).await;
         let request = registry_pb::GetServerRequest { name: "billing".into() };
         let mut registry = RegistryServiceClient::new(admin.channel.clone());
         let server = registry.get_server(admin.ask(request)).await.unwrap().into_inner().server.unwrap();
