@@ -481,8 +481,11 @@ fn holds(rule: &CompiledRule, question: &Question<'_>, asked: &Asked<'_>) -> Res
         Some(_) => looks.args && question.facts.args == Args::Any,
         None => looks.args || looks.tool,
     };
+    if !open {
+        return condition.holds(asked);
+    }
     // What is not known yet may turn out in the caller's favour: an allow may apply, a forbid may not.
-    if open { Ok(rule.rule.spec.effect == Effect::Allow) } else { condition.holds(asked) }
+    Ok(condition.holds_anyway(asked)?.unwrap_or(rule.rule.spec.effect == Effect::Allow))
 }
 
 fn label_of(role: &str) -> Cow<'static, str> {

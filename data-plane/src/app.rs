@@ -38,6 +38,7 @@ use crate::peers;
 use crate::record::Desk;
 use crate::server::Server;
 use crate::shared::{Means, Shared};
+use crate::sightings::Sightings;
 use crate::state::{Current, Disk, proxy_id};
 use crate::upstream::Upstream;
 
@@ -118,7 +119,8 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         .with_context(|| format!("cannot listen on {} for MCP", config.mcp_addr))?;
     let mcp_addr = sockets.first().context("there is at least one worker")?.local_addr()?;
 
-    let desk = Arc::new(Desk { trail, metrics, proxy_id, no_server: "".into() });
+    let desk =
+        Arc::new(Desk { trail, metrics, proxy_id, sightings: Sightings::default(), no_server: "".into() });
     let name = config.name.clone().unwrap_or_else(host_name);
     let address =
         Address::parse(&config.control_plane).map_err(|wrong| anyhow::anyhow!("--control-plane: {wrong}"))?;
@@ -367,7 +369,7 @@ fn health(
         uptime_seconds: started.elapsed().as_secs(),
         exchanges: desk.metrics.served.get(),
         servers: shared.eras.verdicts().into_iter().map(seen).collect(),
-        tools: Vec::new(),
+        tools: desk.sightings.take(),
     }
 }
 

@@ -330,6 +330,9 @@ impl Errand {
             let wrap = |uri: &str| Some(uris::wrap(server, uri));
             bytes = uris::map_uris(method, &bytes, &wrap).map_err(bad)?.unwrap_or(bytes);
         }
+        if *method == Method::ToolsList {
+            self.record.note_tools(self.permit.entry(), &bytes);
+        }
         if let Some(visible) = visible(&self.permit, Some(method), &bytes, stateless).map_err(bad)? {
             bytes = visible.into();
         }

@@ -97,15 +97,15 @@ impl Member {
 
 impl Realm {
     /// Who stands behind this door for this caller. A door that is closed to it does not exist.
-    pub fn of(snapshot: &Snapshot, identity: &Identity, scope: &Scope) -> Result<Self, Reject> {
+    pub fn of(snapshot: &Snapshot, identity: &Identity, era: Era, scope: &Scope) -> Result<Self, Reject> {
         match scope {
-            Scope::All => Self::all(snapshot, identity),
-            Scope::Namespace(name) => Self::in_namespace(snapshot, identity, name),
+            Scope::All => Self::all(snapshot, identity, era),
+            Scope::Namespace(name) => Self::in_namespace(snapshot, identity, era, name),
             Scope::Server(_) => Err(Reject::UnknownServer("registry".into())),
         }
     }
 
-    fn in_namespace(snapshot: &Snapshot, identity: &Identity, name: &str) -> Result<Self, Reject> {
+    fn in_namespace(snapshot: &Snapshot, identity: &Identity, era: Era, name: &str) -> Result<Self, Reject> {
         let hidden = |rule: &'static str| Reject::UnknownServer(rule.into());
         let tenant = &identity.principal().tenant;
         let namespace = snapshot.namespace(tenant, name).ok_or_else(|| hidden("registry"))?;
@@ -113,7 +113,7 @@ impl Realm {
         level(&identity.caller(), policy, &namespace.namespace).ok_or_else(|| hidden("namespace:levels"))?;
         let members = namespace.members.iter().filter_map(|member| {
             let entry = snapshot.server(tenant, &member.server)?;
-            let permit = behind(snapshot, identity, entry, Some(namespace))?;
+            let permit = behind(snapshot, identity, era, entry, Some(namespace))?;
             Some(Member { permit, bare: !member.prefix, exposed: Some(Arc::clone(namespace)) })
         });
         let members = members.collect();
@@ -121,12 +121,12 @@ impl Realm {
         Ok(Self { door, namespace: Some(Arc::clone(namespace)), members })
     }
 
-    fn all(snapshot: &Snapshot, identity: &Identity) -> Result<Self, Reject> {
+    fn all(snapshot: &Snapshot, identity: &Identity, era: Era) -> Result<Self, Reject> {
         let tenant = &identity.principal().tenant;
         let mut members: Vec<Member> = snapshot
             .servers()
             .filter(|entry| entry.server.tenant == *tenant)
-            .filter_map(|entry| behind(snapshot, identity, entry, None))
+            .filter_map(|entry| behind(snapshot, identity, era, entry, None))
             .map(|permit| Member { permit, bare: false, exposed: None })
             .collect();
         // Who may use the gateway but no server yet stands before an empty hall, anybody else before no door.
@@ -176,10 +176,11 @@ impl Realm {
 fn behind(
     snapshot: &Snapshot,
     identity: &Identity,
+    era: Era,
     entry: &Arc<ServerEntry>,
     namespace: Option<&Arc<NamespaceEntry>>,
 ) -> Option<Permit> {
-    let ask = Ask { head: None, message: None, era: Era::Sessions, now: Utc::now() };
+    let ask = Ask { era, ..Ask::stream(Utc::now()) };
     Permit::authorize(snapshot, identity, entry, namespace, ask, &mut Notes::default()).ok()
 }
 

@@ -35,4 +35,5 @@ pub mod metrics;
 pub mod peers;
 pub mod record;
 pub mod reject;
+mod sightings;
 pub mod state;

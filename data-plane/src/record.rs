@@ -17,6 +17,7 @@ use crate::authn::Identity;
 use crate::metrics::Metrics;
 use crate::permit::Notes;
 use crate::reject::{Fault, Reject};
+use crate::sightings::Sightings;
 
 /// Most bytes of one captured payload.
 const MAX_CAPTURE: usize = 64 * 1024;
@@ -31,6 +32,8 @@ pub struct Desk {
     pub metrics: Metrics,
     /// This proxy.
     pub proxy_id: Uuid,
+    /// Tools that servers list.
+    pub sightings: Sightings,
     /// The label of exchanges that reached no server.
     pub no_server: Arc<str>,
 }
@@ -215,6 +218,11 @@ impl Record {
         if let Some(event) = &mut self.event {
             event.response_bytes += bytes as u64;
         }
+    }
+
+    /// Notes the result of `tools/list`.
+    pub fn note_tools(&self, entry: &ServerEntry, result: &[u8]) {
+        self.desk.sightings.note_result(entry.server.id, result);
     }
 
     /// Keeps what the server's registration says of the arguments.

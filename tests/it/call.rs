@@ -335,6 +335,26 @@ async fn a_key_narrows_what_its_owner_may_do() {
 }
 
 #[tokio::test]
+async fn a_method_that_no_revision_names_reaches_a_server_whose_registration_allows_it() {
+    for (methods, answered) in [(vec![], false), (vec!["vendor/*"], true), (vec!["other/run"], false)] {
+        let allowed = methods.into_iter().map(ToOwned::to_owned).collect();
+        let waffles = Seeded::with(|server| server.spec.methods = allowed).await;
+        for era in Era::BOTH {
+            let client = waffles.client().of(era).await;
+            let before = waffles.upstream.seen_of("vendor/run").len();
+            let answer = client.ask(1, "vendor/run", json!({})).await.unwrap();
+            // The scripted server does not know the method either.
+            assert_eq!(answer.error_code(), -32601, "{era:?}");
+            assert_eq!(
+                waffles.upstream.seen_of("vendor/run").len() - before,
+                usize::from(answered),
+                "{era:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_message_that_is_never_read_is_still_found_in_the_trail() {
     let waffles = Seeded::start().await;
     waffles.anonymous().post("{}").await.unwrap();
@@ -376,7 +396,7 @@ async fn captured_payloads_are_what_the_registration_says() {
 
 #[tokio::test]
 async fn metrics_have_their_families_and_bounded_labels() {
-    let waffles = Seeded::start().await;
+    let waffles = Seeded::with(|server| server.spec.methods = vec!["vendor/*".into()]).await;
     let client = waffles.client().of(Era::Stateless).await;
     client.call("echo", json!({})).await.unwrap().result();
     for number in 0..20 {

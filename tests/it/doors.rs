@@ -558,7 +558,7 @@ async fn a_rest_call_that_fails_says_so_in_a_problem_document() {
             let bob = seed.principal("bob", "user");
             let limits = KeyLimits { read_only: true, ..KeyLimits::default() };
             narrow = seed.key(bob, limits);
-            seed.server("dead", "http://127.0.0.1:1/mcp", |_| {});
+            seed.server("dead", "http://127.0.0.1:1024/mcp", |_| {});
         },
     )
     .await;

@@ -27,6 +27,7 @@ mod namespace_doors;
 mod namespaces;
 mod planes;
 mod resilience;
+mod rights;
 mod rmcp_client;
 mod ssrf;
 mod stdio;

@@ -61,10 +61,7 @@ const CONTROL_PLANE: &[Row] = &[
 ];
 
 const DATA_PLANE: &[Row] = &[
-    Row {
-        modules: &["state", "discovery", "audit", "metrics", "reject", "durable", "link", "enrolment"],
-        open: &["state", "discovery", "audit", "metrics", "reject", "durable", "link", "enrolment"],
-    },
+    Row { modules: GROUND, open: GROUND },
     row(&["authn", "limit", "session"]),
     row(&["permit"]),
     row(&["tasks"]),
@@ -80,6 +77,9 @@ const DATA_PLANE: &[Row] = &[
     row(&["app"]),
     row(&["main"]),
 ];
+
+const GROUND: &[&str] =
+    &["state", "discovery", "audit", "metrics", "reject", "durable", "link", "enrolment", "sightings"];
 
 const TALK: &[&str] =
     &["upstream", "stream", "flow", "front", "bridge", "hub", "federation", "shared", "peers"];

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use waffles_core::audit::Event;
 use waffles_core::credential::{ApiKey, ApiKeyParts, Claims, KeyLimits, Pepper, generate_key};
 use waffles_core::namespace::{Namespace, NamespaceSpec};
+use waffles_core::policy::{Rule, RuleSpec};
 use waffles_core::principal::Principal;
 use waffles_core::seal::{SealKey, SealRing};
 use waffles_core::server::{Credential, Endpoint, Server, Spec, Timeouts};
@@ -127,6 +128,13 @@ impl Seed {
         change(&mut server);
         self.resources.push(wire::server_resource(&server));
         server.id
+    }
+
+    /// A rule of the default tenant.
+    pub fn rule(&mut self, spec: RuleSpec) -> Uuid {
+        let rule = Rule { id: Uuid::now_v7(), tenant: waffles_core::DEFAULT_TENANT.into(), spec };
+        self.resources.push(wire::rule_resource(&rule));
+        rule.id
     }
 
     /// A namespace of the default tenant.

@@ -186,6 +186,16 @@ impl Condition {
         }
     }
 
+    /// Whether it holds whatever the arguments are, and, where no tool is asked about, whatever the tool is. None: that
+    /// depends on them. The error says why it cannot be said.
+    pub fn holds_anyway(&self, asked: &Asked<'_>) -> Result<Option<bool>, String> {
+        let mut context = Context::with_env(Arc::clone(environment()));
+        self.bind(&mut context, &Asked { args: None, ..*asked })?;
+        let open = Open { tool: asked.tool.is_none() };
+        catch_unwind(AssertUnwindSafe(|| open.holds(&self.expression, &context)))
+            .unwrap_or_else(|_| Err("it could not be worked out".into()))
+    }
+
     fn bind(&self, context: &mut Context<'_, '_>, asked: &Asked<'_>) -> Result<(), String> {
         let text = |text: &str| Value::String(Arc::new(text.to_owned()));
         let texts = |list: &[String]| Value::List(Arc::new(list.iter().map(|entry| text(entry)).collect()));
@@ -246,6 +256,72 @@ impl Condition {
             context.add_function("in_cidr", in_cidr).map_err(|error| error.to_string())?;
         }
         Ok(())
+    }
+}
+
+/// Three-valued logic: what is said where the arguments, and perhaps the tool, are not known.
+struct Open {
+    /// The tool is not known either.
+    tool: bool,
+}
+
+impl Open {
+    fn holds(&self, node: &IdedExpr, context: &Context<'_, '_>) -> Result<Option<bool>, String> {
+        if !self.depends(node) {
+            return match Value::resolve(node, context) {
+                Ok(Value::Bool(holds)) => Ok(Some(holds)),
+                Ok(_) => Err("it is neither true nor false".into()),
+                Err(error) => Err(explain(&error)),
+            };
+        }
+        let Expr::Call(call) = &node.expr else { return Ok(None) };
+        match (call.func_name.as_str(), call.args.as_slice()) {
+            (operators::LOGICAL_NOT, [inner]) => Ok(self.holds(inner, context)?.map(|holds| !holds)),
+            (operators::LOGICAL_AND, [one, other]) => self.either(one, other, false, context),
+            (operators::LOGICAL_OR, [one, other]) => self.either(one, other, true, context),
+            _ => Ok(None),
+        }
+    }
+
+    /// What two sides come to, of which one that is `decides` decides: then even a failure of the other is of no matter.
+    fn either(
+        &self,
+        one: &IdedExpr,
+        other: &IdedExpr,
+        decides: bool,
+        context: &Context<'_, '_>,
+    ) -> Result<Option<bool>, String> {
+        match (self.holds(one, context), self.holds(other, context)) {
+            (Ok(Some(side)), _) | (_, Ok(Some(side))) if side == decides => Ok(Some(decides)),
+            (Ok(Some(_)), Ok(Some(_))) => Ok(Some(!decides)),
+            (Ok(Some(_)), Err(reason)) | (Err(reason), Ok(Some(_)) | Err(_)) => Err(reason),
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether an expression mentions what is not known.
+    fn depends(&self, node: &IdedExpr) -> bool {
+        match &node.expr {
+            Expr::Ident(name) => name == "args" || (self.tool && name == "tool"),
+            Expr::Select(select) => {
+                let placed = matches!(&select.operand.expr, Expr::Ident(name) if name == "tool")
+                    && matches!(select.field.as_str(), "server" | "namespace");
+                !placed && self.depends(&select.operand)
+            }
+            Expr::Call(call) => {
+                call.target.iter().any(|target| self.depends(target))
+                    || call.args.iter().any(|arg| self.depends(arg))
+            }
+            Expr::List(list) => list.elements.iter().any(|entry| self.depends(entry)),
+            Expr::Map(map) => map.entries.iter().any(|entry| match &entry.expr {
+                EntryExpr::MapEntry(entry) => self.depends(&entry.key) || self.depends(&entry.value),
+                EntryExpr::StructField(field) => self.depends(&field.value),
+            }),
+            Expr::Comprehension(loops) => [&loops.iter_range, &loops.loop_cond, &loops.loop_step]
+                .into_iter()
+                .any(|part| self.depends(part)),
+            Expr::Literal(_) | Expr::Struct(_) | Expr::Unspecified => false,
+        }
     }
 }
 

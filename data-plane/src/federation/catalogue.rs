@@ -392,6 +392,9 @@ impl Means {
                     );
                     continue;
                 }
+                if kind == Kind::Tools {
+                    self.desk.sightings.note_entry(member.permit.entry().server.id, &entry.raw);
+                }
                 let public = kind.public(member.name(), &entry.name);
                 let public = renamed(&entry.raw, kind.field(), &public);
                 read.entries.push(Entry { name: entry.name, own: entry.raw, public });

@@ -8,7 +8,7 @@ use http::{HeaderMap, Response, StatusCode};
 use waffles_mcp::headers::{MCP_SESSION_ID, singleton};
 use waffles_mcp::translate::notice::Filter;
 use waffles_mcp::translate::result;
-use waffles_mcp::{Head, Method};
+use waffles_mcp::{Era, Head, Method};
 
 use super::bridged::Asked;
 use super::{Call, Door, Exchange, Gateway, Stood, Unmirrored, answer, authorize, empty, own_tenant};
@@ -36,7 +36,7 @@ impl Gateway {
         call: Option<Call>,
     ) -> Result<Response<Body>, Reject> {
         own_tenant(door, &identity)?;
-        let realm = Realm::of(&exchange.snapshot, &identity, &door.scope)?;
+        let realm = Realm::of(&exchange.snapshot, &identity, exchange.era, &door.scope)?;
         let head = call.as_ref().and_then(|call| call.head.as_deref());
         let front = self.front(exchange, &parts.headers, &identity, &realm.door, head)?;
         let Some(Call { message, head }) = call else {
@@ -45,7 +45,7 @@ impl Gateway {
                 Stood::Done(response) => Ok(response),
                 Stood::Listens(session, outbox, again) => {
                     let filter = Ask::filter_of(&session);
-                    let renew = realm_of(door);
+                    let renew = realm_of(door, exchange.era);
                     let audience = Audience::Standing(session);
                     let client = front.client;
                     let ask =
@@ -74,7 +74,7 @@ impl Gateway {
                 let mut filter = Filter::parse(head.notifications.as_deref().unwrap_or(b"{}"))?;
                 filter.task_ids.clear();
                 let (audience, outbox) = (Audience::Listen(id), Outbox::default());
-                let renew = realm_of(door);
+                let renew = realm_of(door, exchange.era);
                 let client = front.client;
                 let ask =
                     Ask { audience, identity, client, filter, renew, federated: true, outbox, again: false };
@@ -173,7 +173,7 @@ fn for_client(front: &Front, method: &Method, result: Bytes) -> Result<Bytes, Re
 }
 
 /// What stands behind a federated door, whenever that is asked again.
-fn realm_of(door: &Door) -> Box<Renew> {
+fn realm_of(door: &Door, era: Era) -> Box<Renew> {
     let scope = door.scope.clone();
-    Box::new(move |snapshot, identity| Some(Realm::of(snapshot, identity, &scope).ok()?.view()))
+    Box::new(move |snapshot, identity| Some(Realm::of(snapshot, identity, era, &scope).ok()?.view()))
 }

@@ -189,6 +189,9 @@ async fn whole(
     }
     let method = call.head.as_ref().map(|head| &head.method);
     let ring = exchange.snapshot.settings().map(|settings| &settings.seal);
+    if let (Some(Method::ToolsList), Some(result)) = (method, message.result()) {
+        exchange.record.note_tools(permit.entry(), &result);
+    }
     let bytes = listing::answer_for(permit, exchange.modern, method, &message, ring).map_err(invalid)?;
     exchange.record.capture_response(permit.entry(), message.result().as_deref());
     exchange.record.note_bytes(bytes.len());

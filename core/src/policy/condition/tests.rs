@@ -139,6 +139,42 @@ fn a_text_that_nests_is_refused_before_it_is_parsed() {
 }
 
 #[test]
+fn what_does_not_depend_on_the_arguments_is_said_without_them() {
+    let principal = Principal { name: "alice".into(), ..Principal::default() };
+    let ask = |text: &str, tool: Option<&str>| {
+        Condition::compile(text).unwrap().holds_anyway(&Asked {
+            principal: &principal,
+            tool,
+            marks: Marks::default(),
+            server: "crm",
+            namespace: None,
+            era: "sessions",
+            address: None,
+            key: None,
+            now: DateTime::UNIX_EPOCH,
+            args: None,
+        })
+    };
+    for (text, expected) in [
+        ("args.n < 5", Ok(None)),
+        ("args.n < 5 || principal.name == 'alice'", Ok(Some(true))),
+        ("args.n < 5 || principal.name == 'bob'", Ok(None)),
+        ("args.n < 5 && principal.name == 'bob'", Ok(Some(false))),
+        ("!(args.n < 5 && principal.name == 'bob')", Ok(Some(true))),
+        ("args.n < 5 && principal.name == 'alice'", Ok(None)),
+        ("args.list.exists(x, x == principal.name)", Ok(None)),
+        ("tool.name == 'get'", Ok(Some(true))),
+        ("1 / 0 > 0 || principal.name == 'alice'", Ok(Some(true))),
+        ("1 / 0 > 0 && args.n < 5", Ok(None)),
+    ] {
+        assert_eq!(ask(text, Some("get")), expected, "{text}");
+    }
+    assert!(ask("1 / (1 - 1) > 0", Some("get")).is_err());
+    assert_eq!(ask("tool.name == 'get'", None), Ok(None));
+    assert_eq!(ask("tool.server == 'crm'", None), Ok(Some(true)));
+}
+
+#[test]
 fn what_it_looks_at_is_known() {
     let looks = |text: &str| Condition::compile(text).unwrap().looks();
     let none = Looks::default();
