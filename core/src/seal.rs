@@ -2,6 +2,9 @@
 //! A sealed value is the key's id (1 byte), a random nonce (12), the ciphertext and its tag (16). The purpose
 //! stands in the associated data, so that a value sealed for one purpose opens for no other.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::{hmac, rand};
@@ -69,24 +72,31 @@ impl std::fmt::Debug for SealKey {
     }
 }
 
-/// Keys that overlap while they rotate: the first seals, all open.
+/// Keys that overlap while they rotate: the first seals, all open. Whoever holds a clone sees the same keys, also after
+/// they were replaced.
 #[derive(Debug, Clone, Default)]
-pub struct SealRing(Vec<SealKey>);
+pub struct SealRing(Arc<ArcSwap<Vec<SealKey>>>);
 
 impl SealRing {
     /// Takes the keys, the sealing one first.
     pub fn new(keys: Vec<SealKey>) -> Self {
-        Self(keys)
+        Self(Arc::new(ArcSwap::from_pointee(keys)))
     }
 
-    /// Its keys.
-    pub fn keys(&self) -> &[SealKey] {
-        &self.0
+    /// Its keys of this moment.
+    pub fn keys(&self) -> Arc<Vec<SealKey>> {
+        self.0.load_full()
+    }
+
+    /// Takes other keys, the sealing one first.
+    pub fn replace(&self, keys: Vec<SealKey>) {
+        self.0.store(Arc::new(keys));
     }
 
     /// Seals a value for a purpose. Fails without a key, or where the system gives no random numbers.
     pub fn seal(&self, purpose: &[u8], plain: &[u8]) -> Result<Vec<u8>, SealError> {
-        let key = self.0.first().ok_or(SealError)?;
+        let keys = self.0.load();
+        let key = keys.first().ok_or(SealError)?;
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).map_err(|_| SealError)?;
         let mut sealed = Vec::with_capacity(plain.len() + OVERHEAD);
@@ -102,19 +112,20 @@ impl SealRing {
 
     /// A tag over some parts, the same whenever it is made. It hides nothing: it says that these belong together.
     pub fn tag(&self, purpose: &[u8], parts: &[&[u8]]) -> Result<[u8; TAG], SealError> {
-        self.0.first().map(|key| key.tag(purpose, parts)).ok_or(SealError)
+        self.0.load().first().map(|key| key.tag(purpose, parts)).ok_or(SealError)
     }
 
     /// Whether a tag is one of these parts, under any of the keys.
     pub fn is_tag_of(&self, tag: &[u8], purpose: &[u8], parts: &[&[u8]]) -> bool {
-        self.0.iter().any(|key| verify_slices_are_equal(&key.tag(purpose, parts), tag).is_ok())
+        self.0.load().iter().any(|key| verify_slices_are_equal(&key.tag(purpose, parts), tag).is_ok())
     }
 
     /// Opens a value that was sealed for this purpose.
     pub fn open(&self, purpose: &[u8], sealed: &[u8]) -> Result<Vec<u8>, SealError> {
         let (id, rest) = sealed.split_first().ok_or(SealError)?;
         let (nonce, text) = rest.split_first_chunk::<NONCE_LEN>().ok_or(SealError)?;
-        let key = self.0.iter().find(|key| key.id == *id).ok_or(SealError)?;
+        let keys = self.0.load();
+        let key = keys.iter().find(|key| key.id == *id).ok_or(SealError)?;
         let mut text = text.to_vec();
         let plain = key
             .key
@@ -168,5 +179,10 @@ mod tests {
         assert_eq!(both.open(b"p", &sealed).unwrap(), b"value");
         let new = SealRing::new(vec![SealKey::new(2, &[8; 32])]);
         assert_eq!(new.open(b"p", &sealed), Err(SealError));
+        // Whoever has a clone of the old one follows.
+        let held = old.clone();
+        old.replace(vec![SealKey::new(2, &[8; 32])]);
+        assert_eq!(held.open(b"p", &sealed), Err(SealError));
+        assert_eq!(new.open(b"p", &held.seal(b"p", b"value").unwrap()).unwrap(), b"value");
     }
 }

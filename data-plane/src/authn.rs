@@ -129,7 +129,14 @@ impl Identity {
 
 /// Checks credentials.
 pub struct Authenticator {
-    verified: Cache<[u8; 32], Arc<(String, Claims)>>,
+    verified: Cache<[u8; 32], Arc<Verified>>,
+}
+
+/// A token that was found good, and by which key.
+struct Verified {
+    kid: String,
+    key: [u8; 32],
+    claims: Claims,
 }
 
 impl Default for Authenticator {
@@ -186,7 +193,7 @@ impl Authenticator {
         address: IpAddr,
     ) -> Result<Identity, Reject> {
         let verified = self.verify(snapshot, settings, token)?;
-        let (kid, claims) = &*verified;
+        let Verified { kid, claims, .. } = &*verified;
         let principal =
             snapshot.principal(&claims.sub).ok_or(Reject::Unauthenticated("unknown_principal"))?;
         if principal.tenant != claims.tenant {
@@ -200,22 +207,18 @@ impl Authenticator {
         Ok(Identity { principal: Arc::clone(principal), shown, address })
     }
 
-    fn verify(
-        &self,
-        snapshot: &Snapshot,
-        settings: &Settings,
-        token: &str,
-    ) -> Result<Arc<(String, Claims)>, Reject> {
+    fn verify(&self, snapshot: &Snapshot, settings: &Settings, token: &str) -> Result<Arc<Verified>, Reject> {
         let refused = || Reject::Unauthenticated("invalid_token");
         let kid = token_key_id(token).ok_or(Reject::Unauthenticated("malformed_credential"))?;
         let mut hash = [0; 32];
         hash.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
         if let Some(verified) = self.verified.get(&hash) {
-            // A key that was taken away takes its tokens with it.
-            return snapshot.token_key(&verified.0).map(|_| verified).ok_or_else(refused);
+            // A key that was taken away, or replaced under its name, takes its tokens with it.
+            let still = snapshot.token_key(&verified.kid).is_some_and(|key| key.public_key == verified.key);
+            return still.then_some(verified).ok_or_else(refused);
         }
-        let key = snapshot.token_key(&kid).ok_or_else(refused)?;
-        let key = DecodingKey::from_ed_components(&URL_SAFE_NO_PAD.encode(key.public_key))
+        let signer = snapshot.token_key(&kid).ok_or_else(refused)?;
+        let key = DecodingKey::from_ed_components(&URL_SAFE_NO_PAD.encode(signer.public_key))
             .map_err(|_| refused())?;
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
@@ -227,7 +230,7 @@ impl Authenticator {
         if claims.iat > Utc::now().timestamp() + LEEWAY {
             return Err(refused());
         }
-        let verified = Arc::new((kid, claims));
+        let verified = Arc::new(Verified { kid, key: signer.public_key, claims });
         self.verified.insert(hash, Arc::clone(&verified));
         Ok(verified)
     }

@@ -11,6 +11,7 @@
 mod auth;
 mod bridge;
 mod call;
+mod canary;
 mod channel;
 mod cli;
 mod clients;
@@ -34,4 +35,5 @@ mod stdio;
 mod streaming;
 mod subscriptions;
 mod tls;
+mod tokens;
 mod up;

@@ -4,6 +4,8 @@
 use std::path::Path;
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use prost::Message as _;
@@ -170,6 +172,40 @@ impl Seed {
         let header = Header { kid: Some(KID.into()), ..Header::new(Algorithm::EdDSA) };
         jsonwebtoken::encode(&header, claims, &EncodingKey::from_ed_der(&self.pkcs8))
             .expect("a token can be signed")
+    }
+
+    /// A token of exactly these texts, with a signature that is right for them.
+    pub fn token_of(&self, header: &str, payload: &str) -> String {
+        let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
+        let pair = Ed25519KeyPair::from_pkcs8(&self.pkcs8).expect("the key is one");
+        let signature = pair.sign(signed.as_bytes());
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
+    }
+
+    /// Takes the token key away and has another one under this name; tokens are signed with it from now on.
+    pub fn rotate_token_key(&mut self, kid: &str) {
+        let other = Self::new();
+        let is_key = |resource: &pb::Resource| matches!(resource.kind, Some(pb::resource::Kind::TokenKey(_)));
+        self.resources.retain(|resource| !is_key(resource));
+        let key = TokenKey { kid: kid.into(), public_key: other.public_key };
+        self.resources.push(wire::token_key_resource(&key));
+        (self.pkcs8, self.public_key) = (other.pkcs8, other.public_key);
+        self.revision += 1;
+    }
+
+    /// The whole without its principals, but for those that are made now.
+    pub fn without_principals(&self, make: impl FnOnce(&mut Self)) -> Snapshot {
+        let is_one =
+            |resource: &pb::Resource| matches!(resource.kind, Some(pb::resource::Kind::Principal(_)));
+        let resources = self.resources.iter().filter(|resource| !is_one(resource)).cloned().collect();
+        let mut other = Self {
+            resources,
+            pkcs8: self.pkcs8.clone(),
+            public_key: self.public_key,
+            revision: self.revision + 1,
+        };
+        make(&mut other);
+        other.snapshot()
     }
 
     /// The whole as a proxy keeps it.

@@ -340,6 +340,11 @@ fn wrong_field(path: String, reason: &str) -> Error {
         return Error::invalid(join(name), "is there more than once");
     }
     let field = if path.is_empty() { "body".to_owned() } else { path };
+    // What was found there may be a secret in the wrong place, so only what was expected is told.
+    let reason = match reason.rsplit_once(", expected ") {
+        Some((_, expected)) => format!("expected {expected}"),
+        None => reason.to_owned(),
+    };
     Error::invalid(field, format!("cannot be read: {reason}"))
 }
 
