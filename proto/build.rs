@@ -4,9 +4,11 @@ use std::path::Path;
 
 use prost::Message as _;
 
-const FILES: [&str; 9] = [
+const FILES: &[&str] = &[
     "waffles/audit/v1/audit.proto",
+    "waffles/auth/v1/access.proto",
     "waffles/auth/v1/auth.proto",
+    "waffles/auth/v1/principals.proto",
     "waffles/discovery/v1/discovery.proto",
     "waffles/policy/v1/policy.proto",
     "waffles/policy/v1/types.proto",

@@ -8,13 +8,18 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, V
 
 use crate::audit::{SearchArgs, TailArgs};
 use crate::call::CallArgs;
+use crate::grant::GrantCommand;
+use crate::group::GroupCommand;
 use crate::key::KeyCommand;
 use crate::login::{ContextCommand, LoginArgs};
 use crate::namespace::NamespaceCommand;
+use crate::passwd::PasswdArgs;
 use crate::policy::PolicyCommand;
 use crate::proxy::ProxyCommand;
+use crate::role::RoleCommand;
 use crate::run::RunArgs;
 use crate::server::ServerCommand;
+use crate::user::{ServiceAccountCommand, UserCommand};
 
 const AFTER_HELP: &str = "\
 Every flag can be given as an environment variable too: WAFFLES_<FLAG> for the global flags and
@@ -91,6 +96,23 @@ pub(crate) enum Command {
     /// API keys.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Users: the people who may log in.
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Service accounts: programs, which have API keys and no password.
+    #[command(subcommand)]
+    ServiceAccount(ServiceAccountCommand),
+    /// Groups: those who hold the same.
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Roles: sets of permissions.
+    #[command(subcommand)]
+    Role(RoleCommand),
+    /// Grants: who holds which role where.
+    #[command(subcommand)]
+    Grant(GrantCommand),
+    /// Change your password, or set one with a token.
+    Passwd(PasswdArgs),
     /// The audit trail.
     #[command(subcommand)]
     Audit(AuditCommand),

@@ -11,6 +11,9 @@ use tonic::{Code, Request, Status};
 use waffles_core::wire::time;
 use waffles_proto::audit::v1::audit_service_client::AuditServiceClient;
 use waffles_proto::auth::v1::auth_service_client::AuthServiceClient;
+use waffles_proto::auth::v1::grant_service_client::GrantServiceClient;
+use waffles_proto::auth::v1::principal_service_client::PrincipalServiceClient;
+use waffles_proto::auth::v1::role_service_client::RoleServiceClient;
 use waffles_proto::auth::v1::{self as auth_pb, RefreshRequest};
 use waffles_proto::policy::v1::policy_service_client::PolicyServiceClient;
 use waffles_proto::proxy::v1::proxy_service_client::ProxyServiceClient;
@@ -225,6 +228,21 @@ impl Client {
     /// The policy. What it is told may be as long as one message, and so may what it tells.
     pub(crate) fn policies(&self) -> PolicyServiceClient<Link> {
         PolicyServiceClient::new(self.wire())
+    }
+
+    /// Users, service accounts, groups and sessions.
+    pub(crate) fn people(&self) -> PrincipalServiceClient<Link> {
+        PrincipalServiceClient::new(self.wire())
+    }
+
+    /// Roles.
+    pub(crate) fn roles(&self) -> RoleServiceClient<Link> {
+        RoleServiceClient::new(self.wire())
+    }
+
+    /// Grants.
+    pub(crate) fn grants(&self) -> GrantServiceClient<Link> {
+        GrantServiceClient::new(self.wire())
     }
 
     /// The audit trail.

@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use waffles_core::wire::timestamp;
 use waffles_proto::auth::v1::{
-    CreateApiKeyRequest, GetApiKeyRequest, KeyLimits, ListApiKeysRequest, RevokeApiKeyRequest,
+    CreateApiKeyRequest, CreateServiceAccountKeyRequest, GetApiKeyRequest, KeyLimits, ListApiKeysRequest,
+    RevokeApiKeyRequest,
 };
 
 use crate::args::Global;
@@ -16,7 +17,7 @@ use crate::output::{note, print};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyCommand {
-    /// Make a key of your own. It is shown this once.
+    /// Make a key of your own, or for a service account. It is shown this once.
     Create(CreateArgs),
     /// List your keys; an admin sees those of the whole tenant.
     List {
@@ -41,6 +42,9 @@ pub(crate) enum KeyCommand {
 pub(crate) struct CreateArgs {
     /// What you call it.
     name: String,
+    /// Make it for this service account, which must not hold more than you do.
+    #[arg(long = "for", value_name = "SERVICE_ACCOUNT")]
+    service_account: Option<String>,
     /// Only this permission, such as `gateway:use`; may be repeated. Without it: all that you have.
     #[arg(long, value_name = "PERMISSION")]
     scope: Vec<String>,
@@ -81,14 +85,28 @@ pub(crate) async fn run(global: &Global, command: KeyCommand) -> anyhow::Result<
                 read_only: args.read_only,
                 namespaces: args.namespace,
             };
-            let request = CreateApiKeyRequest {
-                name: args.name,
-                limits: Some(limits),
-                expires_at: args.expires.map(timestamp),
-                not_after: args.not_after.map(timestamp),
+            let (name, limits) = (args.name, Some(limits));
+            let (expires_at, not_after) = (args.expires.map(timestamp), args.not_after.map(timestamp));
+            let (key, secret) = match args.service_account {
+                None => {
+                    let request = CreateApiKeyRequest { name, limits, expires_at, not_after };
+                    let answer = identity.create_api_key(request).await.map_err(Failure::from)?.into_inner();
+                    (answer.api_key, answer.secret)
+                }
+                Some(service_account) => {
+                    let request = CreateServiceAccountKeyRequest {
+                        service_account,
+                        name,
+                        limits,
+                        expires_at,
+                        not_after,
+                    };
+                    let answer = client.people().create_service_account_key(request).await;
+                    let answer = answer.map_err(Failure::from)?.into_inner();
+                    (answer.api_key, answer.secret)
+                }
             };
-            let answer = identity.create_api_key(request).await.map_err(Failure::from)?.into_inner();
-            let key = Key::from(answer.api_key.unwrap_or_default()).with_secret(answer.secret);
+            let key = Key::from(key.unwrap_or_default()).with_secret(secret);
             print(global.output, &key)?;
             note("Keep the key now: it is not shown again.");
             Ok(())

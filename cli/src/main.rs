@@ -12,6 +12,8 @@ mod context;
 mod demo;
 mod doctor;
 mod failure;
+mod grant;
+mod group;
 mod http;
 mod import;
 mod key;
@@ -20,13 +22,16 @@ mod mcp;
 mod moment;
 mod namespace;
 mod output;
+mod passwd;
 mod place;
 mod policy;
 mod proxy;
+mod role;
 mod run;
 mod server;
 mod stdio;
 mod up;
+mod user;
 
 use std::process::ExitCode;
 
@@ -69,6 +74,12 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Namespace(command) => namespace::run(&global, command).await,
         Command::Policy(command) => policy::run(&global, command).await,
         Command::Key(command) => key::run(&global, command).await,
+        Command::User(command) => user::run(&global, command).await,
+        Command::ServiceAccount(command) => user::run_service(&global, command).await,
+        Command::Group(command) => group::run(&global, command).await,
+        Command::Role(command) => role::run(&global, command).await,
+        Command::Grant(command) => grant::run(&global, command).await,
+        Command::Passwd(args) => passwd::run(&global, args).await,
         Command::Audit(command) => audit::run(&global, command).await,
         Command::Proxy(command) => proxy::run(&global, command).await,
         Command::Call(args) => call::run(&global, args).await,

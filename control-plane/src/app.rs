@@ -43,6 +43,7 @@ use crate::services::Services;
 use crate::store::changes::{self, Claim};
 use crate::store::{self, Db, OpenError};
 use crate::upkeep::{self, Pulse, Upkeep};
+use crate::usage;
 
 /// How long a start waits for a database that is not there yet.
 const DATABASE_TIME: Duration = Duration::from_secs(60);
@@ -94,6 +95,7 @@ struct Work {
     upkeep: Driver<Upkeep>,
     rotation: Driver<identity::Rotation>,
     roster: Driver<crate::proxies::Roster>,
+    usage: Driver<usage::Writer>,
     listener: Listener,
     keeper: Driver<enrolment::Keeper>,
 }
@@ -137,7 +139,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         registry: Registry::new(db.clone(), secrets.seal.clone(), discovery.clone()),
         namespaces,
         policy: Policy::new(db.clone(), discovery.clone()),
-        audit: Audit::new(db.clone()),
+        audit: Audit::new(db.clone(), identity.usage().clone()),
         proxies: Proxies::new(db.clone(), discovery.clone()),
         enrolment,
         identity,
@@ -181,6 +183,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         rotation: Driver::new(services.identity.rotation(), identity::Rotation::PERIOD),
         roster: services.proxies.driver(),
         keeper: services.enrolment.driver(),
+        usage: services.identity.usage().driver(db.clone()),
         listener: Listener::new(db.clone(), discovery.clone()),
     };
     Ok(Bound {
@@ -234,6 +237,7 @@ impl Bound {
         self.work.keeper.spawn(&tasks, drain.clone());
         self.work.rotation.spawn(&tasks, drain.clone());
         self.work.upkeep.spawn(&tasks, drain.clone());
+        self.work.usage.spawn(&tasks, drain.clone());
         supervisor.spawn("listener", self.work.listener.run(drain.clone()));
         supervisor.spawn("http", http::serve(self.http.0, self.http.1, HTTP, None, drain.clone()));
         let secure = Secure {
@@ -282,6 +286,9 @@ impl Bound {
         }
         let close = async {
             self.services.proxies.write().await;
+            if let Err(error) = self.services.identity.usage().write(&self.db, true).await {
+                tracing::warn!(%error, "the last uses of keys were not written");
+            }
             self.db.close().await;
         };
         if tokio::time::timeout(CLOSE_TIME, close).await.is_err() {

@@ -23,6 +23,7 @@ use crate::error::Error;
 use crate::page::{Page, Paged};
 use crate::store::audit::{self as store, Place};
 use crate::store::{Db, Tx};
+use crate::usage::Usage;
 
 pub use crate::store::audit::EventFilter;
 pub use tail::Tail;
@@ -75,13 +76,20 @@ pub struct Audit {
     stored: Arc<watch::Sender<u64>>,
     batches: Counter,
     records: Counter,
+    usage: Usage,
 }
 
 impl Audit {
-    /// On a database.
-    pub fn new(db: Db) -> Self {
-        let stored = Arc::new(watch::Sender::new(0));
-        Self { db, tenants: Arc::default(), stored, batches: Counter::default(), records: Counter::default() }
+    /// On a database. What proxies report tells when keys were last used.
+    pub fn new(db: Db, usage: Usage) -> Self {
+        Self {
+            db,
+            tenants: Arc::default(),
+            stored: Arc::new(watch::Sender::new(0)),
+            batches: Counter::default(),
+            records: Counter::default(),
+            usage,
+        }
     }
 
     /// Counts batches taken in.
@@ -118,6 +126,12 @@ impl Audit {
                 Err(problem) => malformed(proxy, now, sequence, &problem),
             };
             records.push((event, Place { spool, sequence }));
+        }
+        for (event, _) in &records {
+            // A key that nobody was let in with was not used.
+            if event.principal_id.is_some() && !event.api_key_id.is_empty() {
+                self.usage.note(&event.tenant, &event.api_key_id, event.occurred_at.min(now));
+            }
         }
         let through = match self.store_in_time(proxy, spool, &records, batch.lost).await {
             Err(Error::Internal(cause)) if !records.is_empty() => {

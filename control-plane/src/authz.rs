@@ -1,6 +1,8 @@
 //! May this actor do this? One table names what every REST route and every RPC needs; what stands in no row
 //! is denied. `OpCtx` is who acts: only the doors in `identity` make one, and every service asks it.
 
+mod holding;
+
 use std::net::IpAddr;
 
 use chrono::{DateTime, Utc};
@@ -20,7 +22,10 @@ pub struct OpCtx {
     principal: Principal,
     key: Option<ApiKey>,
     session: Option<Uuid>,
+    /// What is held in the whole tenant.
     permissions: PermissionSet,
+    /// What the credential lets through of what its owner holds anywhere.
+    passed: PermissionSet,
     request_id: Uuid,
     address: Option<IpAddr>,
 }
@@ -34,23 +39,31 @@ impl OpCtx {
         request_id: Uuid,
         address: Option<IpAddr>,
     ) -> Self {
-        let mut permissions = Caller { principal: &principal, key: key.as_ref(), address }.permissions();
+        let mut passed = key.as_ref().map_or_else(PermissionSet::all, ApiKey::scopes);
         if key.as_ref().is_some_and(|key| key.limits.read_only) {
-            permissions = permissions.iter().filter(|p| !changes(*p)).collect();
+            passed = passed.iter().filter(|p| !changes(*p)).collect();
         }
-        Self { principal, key, session, permissions, request_id, address }
+        let permissions = principal.permissions().and(passed);
+        Self { principal, key, session, permissions, passed, request_id, address }
     }
 
     /// Nobody yet: may do what is public.
     pub(crate) fn anonymous(request_id: Uuid, address: Option<IpAddr>) -> Self {
         let principal = internal_principal("anonymous");
-        Self { principal, key: None, session: None, permissions: PermissionSet::NONE, request_id, address }
+        let none = PermissionSet::NONE;
+        Self { principal, key: None, session: None, permissions: none, passed: none, request_id, address }
+    }
+
+    /// Whether it is Waffles itself.
+    pub fn is_system(&self) -> bool {
+        self.principal.id.is_nil() && self.principal.active
     }
 
     /// A proxy, in what it does to itself. It has no permission of an operator.
     pub(crate) fn of_proxy(proxy: &ProxyPeer, request_id: Uuid, address: Option<IpAddr>) -> Self {
         let principal = internal_principal(&format!("proxy {}", proxy.id()));
-        Self { principal, key: None, session: None, permissions: PermissionSet::NONE, request_id, address }
+        let none = PermissionSet::NONE;
+        Self { principal, key: None, session: None, permissions: none, passed: none, request_id, address }
     }
 
     /// The user who has just shown a password or a refresh token, in the same request.
@@ -70,12 +83,13 @@ impl OpCtx {
             key: None,
             session: None,
             permissions: PermissionSet::all(),
+            passed: PermissionSet::all(),
             request_id: Uuid::now_v7(),
             address: None,
         }
     }
 
-    /// Refuses unless the actor has the permission.
+    /// Refuses unless the actor has the permission in the whole tenant.
     pub fn require(&self, permission: Permission) -> Result<(), Error> {
         if self.may(permission) { Ok(()) } else { Err(self.refusal()) }
     }
@@ -99,14 +113,14 @@ impl OpCtx {
         let permitted = match rule {
             Rule::Public => true,
             Rule::Authenticated => self.is_authenticated(),
-            Rule::Needs(permission) => self.may(permission),
-            Rule::NeedsEither(a, b) => self.may(a) || self.may(b),
+            Rule::Needs(permission) => self.may_somewhere(permission),
+            Rule::NeedsEither(a, b) => self.may_somewhere(a) || self.may_somewhere(b),
             Rule::Proxy | Rule::Join => false,
         };
         if permitted { Ok(()) } else { Err(self.refusal()) }
     }
 
-    /// Whether the actor has the permission.
+    /// Whether the actor has the permission in the whole tenant.
     pub fn may(&self, permission: Permission) -> bool {
         self.permissions.contains(permission)
     }
@@ -133,7 +147,7 @@ impl OpCtx {
         Caller { principal: &self.principal, key: self.key.as_ref(), address: self.address }
     }
 
-    /// What principal and key permit together.
+    /// What principal and key permit together in the whole tenant.
     pub fn permissions(&self) -> PermissionSet {
         self.permissions
     }
@@ -240,7 +254,17 @@ fn internal_principal(name: &str) -> Principal {
 
 /// Permissions that are for changing only; a read-only key has none of them.
 fn changes(permission: Permission) -> bool {
-    matches!(permission, Permission::ServersWrite | Permission::NamespacesWrite)
+    use Permission as P;
+    matches!(
+        permission,
+        P::ServersWrite
+            | P::NamespacesWrite
+            | P::ProxiesWrite
+            | P::PrincipalsWrite
+            | P::AccessWrite
+            | P::PoliciesWrite
+            | P::SecretsRotate
+    )
 }
 
 /// What a route or method needs.
@@ -250,9 +274,9 @@ pub enum Rule {
     Public,
     /// Any valid credential of an operator.
     Authenticated,
-    /// A permission.
+    /// A permission, somewhere; the service asks whether it is held on what the request is about.
     Needs(Permission),
-    /// One of two permissions; the service narrows what the lesser one sees.
+    /// One of two permissions, somewhere; the service narrows what the lesser one sees.
     NeedsEither(Permission, Permission),
     /// The certificate of a proxy.
     Proxy,
@@ -285,6 +309,37 @@ pub const ROUTES: &[(Method, &str, Rule, Act)] = &[
     (Method::POST, "/api/v1/auth/refresh", Rule::Public, Changes),
     (Method::POST, "/api/v1/auth/logout", Rule::Public, Changes),
     (Method::GET, "/api/v1/auth/me", Rule::Authenticated, Reads),
+    (Method::POST, "/api/v1/auth/password", Rule::Authenticated, Changes),
+    (Method::POST, "/api/v1/auth/password/reset", Rule::Public, Changes),
+    (Method::GET, "/api/v1/sessions", Rule::Authenticated, Reads),
+    (Method::DELETE, "/api/v1/sessions", Rule::Authenticated, Changes),
+    (Method::DELETE, "/api/v1/sessions/{id}", Rule::Authenticated, Changes),
+    (Method::GET, "/api/v1/users", Needs(P::PrincipalsRead), Reads),
+    (Method::POST, "/api/v1/users", Needs(P::PrincipalsWrite), Changes),
+    (Method::GET, "/api/v1/users/{name}", Needs(P::PrincipalsRead), Reads),
+    (Method::POST, "/api/v1/users/{name}/deactivate", Needs(P::PrincipalsWrite), Changes),
+    (Method::POST, "/api/v1/users/{name}/reactivate", Needs(P::PrincipalsWrite), Changes),
+    (Method::POST, "/api/v1/users/{name}/password-token", Needs(P::PrincipalsWrite), Changes),
+    (Method::GET, "/api/v1/service-accounts", Needs(P::PrincipalsRead), Reads),
+    (Method::POST, "/api/v1/service-accounts", Needs(P::PrincipalsWrite), Changes),
+    (Method::GET, "/api/v1/service-accounts/{name}", Needs(P::PrincipalsRead), Reads),
+    (Method::POST, "/api/v1/service-accounts/{name}/deactivate", Needs(P::PrincipalsWrite), Changes),
+    (Method::POST, "/api/v1/service-accounts/{name}/reactivate", Needs(P::PrincipalsWrite), Changes),
+    (Method::POST, "/api/v1/service-accounts/{name}/api-keys", Needs(P::KeysManage), Changes),
+    (Method::GET, "/api/v1/groups", Needs(P::PrincipalsRead), Reads),
+    (Method::POST, "/api/v1/groups", Needs(P::PrincipalsWrite), Changes),
+    (Method::GET, "/api/v1/groups/{name}", Needs(P::PrincipalsRead), Reads),
+    (Method::DELETE, "/api/v1/groups/{name}", Needs(P::PrincipalsWrite), Changes),
+    (Method::PUT, "/api/v1/groups/{name}/members/{member}", Needs(P::PrincipalsWrite), Changes),
+    (Method::DELETE, "/api/v1/groups/{name}/members/{member}", Needs(P::PrincipalsWrite), Changes),
+    (Method::GET, "/api/v1/roles", Needs(P::AccessRead), Reads),
+    (Method::POST, "/api/v1/roles", Needs(P::AccessWrite), Changes),
+    (Method::GET, "/api/v1/roles/{name}", Needs(P::AccessRead), Reads),
+    (Method::PUT, "/api/v1/roles/{name}", Needs(P::AccessWrite), Changes),
+    (Method::DELETE, "/api/v1/roles/{name}", Needs(P::AccessWrite), Changes),
+    (Method::GET, "/api/v1/grants", Needs(P::AccessRead), Reads),
+    (Method::POST, "/api/v1/grants", Needs(P::AccessWrite), Changes),
+    (Method::DELETE, "/api/v1/grants/{id}", Needs(P::AccessWrite), Changes),
     (Method::GET, "/api/v1/servers", Needs(P::ServersRead), Reads),
     (Method::POST, "/api/v1/servers", Needs(P::ServersWrite), Changes),
     (Method::GET, "/api/v1/servers/{name}", Needs(P::ServersRead), Reads),
@@ -343,6 +398,35 @@ pub const METHODS: &[(&str, Rule, Act)] = &[
     ("/waffles.auth.v1.AuthService/ListApiKeys", OWN_OR_ALL_KEYS, Reads),
     ("/waffles.auth.v1.AuthService/GetApiKey", OWN_OR_ALL_KEYS, Reads),
     ("/waffles.auth.v1.AuthService/RevokeApiKey", OWN_OR_ALL_KEYS, Changes),
+    ("/waffles.auth.v1.PrincipalService/CreateUser", Needs(P::PrincipalsWrite), Changes),
+    ("/waffles.auth.v1.PrincipalService/ListUsers", Needs(P::PrincipalsRead), Reads),
+    ("/waffles.auth.v1.PrincipalService/GetUser", Needs(P::PrincipalsRead), Reads),
+    ("/waffles.auth.v1.PrincipalService/SetUserActive", Needs(P::PrincipalsWrite), Changes),
+    ("/waffles.auth.v1.PrincipalService/CreatePasswordToken", Needs(P::PrincipalsWrite), Changes),
+    ("/waffles.auth.v1.PrincipalService/SetPassword", Rule::Public, Changes),
+    ("/waffles.auth.v1.PrincipalService/ChangePassword", Rule::Authenticated, Changes),
+    ("/waffles.auth.v1.PrincipalService/CreateServiceAccount", Needs(P::PrincipalsWrite), Changes),
+    ("/waffles.auth.v1.PrincipalService/ListServiceAccounts", Needs(P::PrincipalsRead), Reads),
+    ("/waffles.auth.v1.PrincipalService/GetServiceAccount", Needs(P::PrincipalsRead), Reads),
+    ("/waffles.auth.v1.PrincipalService/SetServiceAccountActive", Needs(P::PrincipalsWrite), Changes),
+    ("/waffles.auth.v1.PrincipalService/CreateServiceAccountKey", Needs(P::KeysManage), Changes),
+    ("/waffles.auth.v1.PrincipalService/CreateGroup", Needs(P::PrincipalsWrite), Changes),
+    ("/waffles.auth.v1.PrincipalService/ListGroups", Needs(P::PrincipalsRead), Reads),
+    ("/waffles.auth.v1.PrincipalService/GetGroup", Needs(P::PrincipalsRead), Reads),
+    ("/waffles.auth.v1.PrincipalService/DeleteGroup", Needs(P::PrincipalsWrite), Changes),
+    ("/waffles.auth.v1.PrincipalService/AddGroupMember", Needs(P::PrincipalsWrite), Changes),
+    ("/waffles.auth.v1.PrincipalService/RemoveGroupMember", Needs(P::PrincipalsWrite), Changes),
+    ("/waffles.auth.v1.PrincipalService/ListSessions", Rule::Authenticated, Reads),
+    ("/waffles.auth.v1.PrincipalService/RevokeSession", Rule::Authenticated, Changes),
+    ("/waffles.auth.v1.PrincipalService/RevokeSessions", Rule::Authenticated, Changes),
+    ("/waffles.auth.v1.RoleService/CreateRole", Needs(P::AccessWrite), Changes),
+    ("/waffles.auth.v1.RoleService/ListRoles", Needs(P::AccessRead), Reads),
+    ("/waffles.auth.v1.RoleService/GetRole", Needs(P::AccessRead), Reads),
+    ("/waffles.auth.v1.RoleService/UpdateRole", Needs(P::AccessWrite), Changes),
+    ("/waffles.auth.v1.RoleService/DeleteRole", Needs(P::AccessWrite), Changes),
+    ("/waffles.auth.v1.GrantService/CreateGrant", Needs(P::AccessWrite), Changes),
+    ("/waffles.auth.v1.GrantService/ListGrants", Needs(P::AccessRead), Reads),
+    ("/waffles.auth.v1.GrantService/DeleteGrant", Needs(P::AccessWrite), Changes),
     ("/waffles.policy.v1.PolicyService/CreateRule", Needs(P::PoliciesWrite), Changes),
     ("/waffles.policy.v1.PolicyService/ListRules", Needs(P::PoliciesRead), Reads),
     ("/waffles.policy.v1.PolicyService/GetRule", Needs(P::PoliciesRead), Reads),

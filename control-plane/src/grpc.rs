@@ -1,11 +1,13 @@
 //! The gRPC door: operators, proxies, health, and reflection for operators. One check stands before every
 //! method; a method that `authz` does not name is denied.
 
+mod access;
 mod audit;
 mod auth;
 mod enrolment;
 mod namespaces;
 mod policy;
+mod principals;
 mod proxies;
 mod proxy;
 mod registry;
@@ -26,6 +28,9 @@ use waffles_proto::DESCRIPTORS;
 use waffles_proto::audit::v1::audit_ingest_service_server::AuditIngestServiceServer;
 use waffles_proto::audit::v1::audit_service_server::AuditServiceServer;
 use waffles_proto::auth::v1::auth_service_server::AuthServiceServer;
+use waffles_proto::auth::v1::grant_service_server::GrantServiceServer;
+use waffles_proto::auth::v1::principal_service_server::PrincipalServiceServer;
+use waffles_proto::auth::v1::role_service_server::RoleServiceServer;
 use waffles_proto::discovery::v1::discovery_service_server::DiscoveryServiceServer;
 use waffles_proto::policy::v1::policy_service_server::PolicyServiceServer;
 use waffles_proto::proxy::v1::enrolment_service_server::EnrolmentServiceServer;
@@ -77,6 +82,9 @@ pub fn router(
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(limited!(AuthServiceServer, auth::Auth::new(services.identity.clone())))
+        .add_service(limited!(PrincipalServiceServer, principals::Principals::new(services.identity.clone())))
+        .add_service(limited!(RoleServiceServer, access::Access::new(services.identity.clone())))
+        .add_service(limited!(GrantServiceServer, access::Access::new(services.identity.clone())))
         .add_service(limited!(RegistryServiceServer, registry::Servers::new(services.registry.clone())))
         .add_service(limited!(NamespaceServiceServer, namespaces::Realms::new(services.namespaces.clone())))
         .add_service(limited!(PolicyServiceServer, policy::Rules::new(&services, parts.drain.clone())))

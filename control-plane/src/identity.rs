@@ -1,8 +1,14 @@
-//! One door: a credential goes in, who acts comes out. REST and gRPC both ask here. Also who is there at the
-//! first start.
+//! One door: a credential goes in, who acts comes out. REST and gRPC both ask here. Also who there is, what they hold, and
+//! who is there at the first start.
 
+mod accounts;
+mod grants;
+mod groups;
+mod holding;
 mod keys;
 mod local;
+mod passwords;
+mod roles;
 mod session;
 mod token;
 
@@ -27,9 +33,13 @@ use crate::discovery::Discovery;
 use crate::error::Error;
 use crate::secrets::Secrets;
 use crate::store::principals as store;
-use crate::store::{Db, changes};
+use crate::store::{Db, changes, sessions};
+use crate::usage::Usage;
 
+pub use accounts::PasswordToken;
+pub use grants::{GrantTo, GrantsOf, NewGrant};
 pub use keys::NewApiKey;
+pub use roles::NewRole;
 pub use session::{Login, Tokens};
 pub use token::{ACCESS_LIFE, AUDIENCE, ISSUER, Rotation, RotationReport};
 
@@ -46,6 +56,7 @@ pub struct Identity {
     passwords: local::Passwords,
     throttle: Throttle,
     keyring: Arc<token::Keyring>,
+    usage: Usage,
 }
 
 /// An account with a password that is shown this once.
@@ -75,6 +86,7 @@ impl Identity {
             passwords: local::Passwords::new()?,
             throttle,
             keyring: Arc::new(token::Keyring::new()),
+            usage: Usage::default(),
         })
     }
 
@@ -110,7 +122,7 @@ impl Identity {
     pub async fn reset_admin_password(&self) -> Result<OneTime, Error> {
         let password = local::generate_password()?;
         let hash = self.passwords.hash(password.clone()).await?;
-        let found = store::user_by_email(&self.db.of(DEFAULT_TENANT), DEFAULT_TENANT, ADMIN).await?;
+        let found = store::user_by_email(&self.db.everywhere(), DEFAULT_TENANT, ADMIN).await?;
         let mut admin = found.map_or_else(new_admin, |(admin, _)| admin);
         let now = Utc::now();
         admin.active = true;
@@ -120,7 +132,7 @@ impl Identity {
         }
         let mut tx = self.db.everywhere().begin().await?;
         store::put_user(&mut tx, &admin, &hash, now).await?;
-        store::end_sessions(&mut tx, admin.id, "password_reset", now).await?;
+        sessions::end_of_user(&mut tx, &admin.tenant, admin.id, None, "password", now).await?;
         let detail = json!({"name": admin.name});
         audit::note(&mut tx, &OpCtx::system(), "user.reset_password", &user_resource(&admin), detail).await?;
         changes::append(&mut tx, &principal_key(&admin), false).await?;
@@ -144,7 +156,10 @@ impl Identity {
             let (key, owner) = found.ok_or(Error::Unauthenticated)?;
             let caller = Caller { principal: &owner, key: Some(&key), address };
             return match caller.is_current(now) {
-                true => Ok(OpCtx::authenticated(owner, Some(key), None, request_id, address)),
+                true => {
+                    self.usage.note(&key.tenant, &key.id, now);
+                    Ok(OpCtx::authenticated(owner, Some(key), None, request_id, address))
+                }
                 false => Err(Error::Unauthenticated),
             };
         }
@@ -161,6 +176,11 @@ impl Identity {
     /// Someone without a credential, who may do what is public.
     pub fn anonymous(&self, request_id: Uuid, address: Option<IpAddr>) -> OpCtx {
         OpCtx::anonymous(request_id, address)
+    }
+
+    /// When keys were last used, as far as it is not written yet.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
     }
 
     /// The periodic work on signing keys and sessions.

@@ -22,6 +22,7 @@ pub mod proxies;
 pub mod registry;
 pub mod services;
 pub mod upkeep;
+pub mod usage;
 
 // What is stored.
 pub mod cache;

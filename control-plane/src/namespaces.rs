@@ -9,7 +9,7 @@ use uuid::Uuid;
 use waffles_core::FieldError;
 use waffles_core::audit::{clean, micros};
 use waffles_core::namespace::{DEFAULT_NAMESPACE, MOST_WEIGHT, Member, Namespace, NamespaceSpec, TOO_HEAVY};
-use waffles_core::policy::{Permission, Policy, level};
+use waffles_core::policy::{Permission, Policy, Target, level};
 use waffles_core::snapshot::{Kind, ResourceKey};
 
 use crate::audit;
@@ -17,7 +17,7 @@ use crate::authz::OpCtx;
 use crate::discovery::Discovery;
 use crate::error::Error;
 use crate::page::{Page, Paged};
-use crate::store::{Db, Tx, changes, namespaces as store};
+use crate::store::{Db, Tx, changes, grants, namespaces as store};
 
 pub use crate::store::namespaces::NamespaceFilter;
 
@@ -67,7 +67,7 @@ impl Namespaces {
 
     /// Makes a namespace.
     pub async fn create(&self, ctx: &OpCtx, spec: NamespaceSpec) -> Result<Namespace, Error> {
-        may_write(ctx)?;
+        may_make(ctx)?;
         if !ctx.sees_namespace(&spec.name) {
             return Err(Error::Denied);
         }
@@ -93,7 +93,7 @@ impl Namespaces {
         filter: &NamespaceFilter,
         page: &Page,
     ) -> Result<Paged<Namespace>, Error> {
-        ctx.require(Permission::NamespacesRead)?;
+        somewhere(ctx, Permission::NamespacesRead)?;
         let limit = page.limit(MOST_PER_PAGE)?;
         let after: Option<String> = page.after(LIST)?;
         let part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -113,7 +113,7 @@ impl Namespaces {
 
     /// One namespace of the actor's tenant.
     pub async fn get(&self, ctx: &OpCtx, name: &str) -> Result<Namespace, Error> {
-        ctx.require(Permission::NamespacesRead)?;
+        somewhere(ctx, Permission::NamespacesRead)?;
         know(ctx, name)?;
         let found = store::get(&self.db.of(ctx.tenant()), ctx.tenant(), name).await?;
         found.and_then(|namespace| shown(ctx, namespace)).ok_or_else(|| missing(name))
@@ -121,13 +121,21 @@ impl Namespaces {
 
     /// Replaces a namespace that is still at the version given, its members included.
     pub async fn update(&self, ctx: &OpCtx, spec: NamespaceSpec, version: u64) -> Result<Namespace, Error> {
-        may_write(ctx)?;
-        know(ctx, &spec.name)?;
+        may_write(ctx, &spec.name)?;
         let mut tx = self.db.of(ctx.tenant()).begin().await?;
         store::lock(&mut tx, ctx.tenant()).await?;
         // Whether it exists comes before whether the rest is right, so that a wrong name is told as one.
         let before = existing(&mut tx, ctx, &spec.name).await?;
         let servers = checked(&mut tx, ctx, &spec).await?;
+        let present: HashSet<&str> =
+            before.spec.servers.iter().map(|member| member.server.as_str()).collect();
+        let joining = spec.servers.iter().enumerate().filter(|(_, m)| !present.contains(m.server.as_str()));
+        let foreign = joining.filter(|(_, member)| !may_take_in(ctx, &member.server));
+        let foreign: Vec<_> =
+            foreign.map(|(i, _)| FieldError::new(format!("servers[{i}].server"), NO_SUCH_SERVER)).collect();
+        if !foreign.is_empty() {
+            return Err(Error::Invalid(foreign));
+        }
         let now = micros(Utc::now());
         if !store::update(&mut tx, ctx.tenant(), &spec, version, now).await? {
             return Err(Error::Stale { current: before.version });
@@ -142,27 +150,31 @@ impl Namespaces {
 
     /// Removes a namespace; its servers stay. `default` cannot go.
     pub async fn delete(&self, ctx: &OpCtx, name: &str) -> Result<(), Error> {
-        may_write(ctx)?;
-        know(ctx, name)?;
+        may_write(ctx, name)?;
         if name == DEFAULT_NAMESPACE {
             return Err(Error::invalid("name", "is `default`, which every tenant keeps"));
         }
         let mut tx = self.db.of(ctx.tenant()).begin().await?;
         store::lock(&mut tx, ctx.tenant()).await?;
         let id = store::delete(&mut tx, ctx.tenant(), name).await?.ok_or_else(|| missing(name))?;
+        // Before its name is another one's.
+        let held = grants::drop_namespace(&mut tx, ctx.tenant(), name).await?;
+        let held: Vec<_> =
+            held.iter().map(|id| (ResourceKey::new(Kind::Principal, id.to_string()), false)).collect();
+        changes::append_all(&mut tx, &held).await?;
         self.finish(tx, ctx, "namespace.delete", name, id, true, json!({ "id": id })).await
     }
 
     /// Takes a server into a namespace, or changes how a member is shown there.
     pub async fn add_server(&self, ctx: &OpCtx, name: &str, member: Member) -> Result<Namespace, Error> {
-        may_write(ctx)?;
-        know(ctx, name)?;
+        may_write(ctx, name)?;
         let mut tx = self.db.of(ctx.tenant()).begin().await?;
         store::lock(&mut tx, ctx.tenant()).await?;
         let namespace = existing(&mut tx, ctx, name).await?;
         let mut problems = member.problems("member.");
         let servers = store::server_ids(&mut tx, ctx.tenant(), &[&member.server]).await?;
-        let server = servers.get(&member.server);
+        let present = namespace.spec.servers.iter().any(|known| known.server == member.server);
+        let server = servers.get(&member.server).filter(|_| present || may_take_in(ctx, &member.server));
         if server.is_none() && problems.iter().all(|problem| problem.field != "member.server") {
             problems.push(FieldError::new("member.server", NO_SUCH_SERVER));
         }
@@ -177,8 +189,7 @@ impl Namespaces {
 
     /// Takes a server out of a namespace.
     pub async fn remove_server(&self, ctx: &OpCtx, name: &str, server: &str) -> Result<Namespace, Error> {
-        may_write(ctx)?;
-        know(ctx, name)?;
+        may_write(ctx, name)?;
         let mut tx = self.db.of(ctx.tenant()).begin().await?;
         store::lock(&mut tx, ctx.tenant()).await?;
         let namespace = existing(&mut tx, ctx, name).await?;
@@ -267,10 +278,39 @@ async fn checked(tx: &mut Tx, ctx: &OpCtx, spec: &NamespaceSpec) -> Result<Vec<U
     if problems.is_empty() { Ok(ids) } else { Err(Error::Invalid(problems)) }
 }
 
+/// What is held on no namespace at all is no question of one namespace.
+fn somewhere(ctx: &OpCtx, permission: Permission) -> Result<(), Error> {
+    if ctx.may_somewhere(permission) { Ok(()) } else { ctx.require(permission) }
+}
+
 /// A key that is for some servers sees a namespace with those alone, so it has not the whole to write.
-fn may_write(ctx: &OpCtx) -> Result<(), Error> {
-    ctx.require(Permission::NamespacesWrite)?;
+fn has_the_whole(ctx: &OpCtx) -> Result<(), Error> {
     if ctx.key().is_none_or(|key| key.limits.servers.is_empty()) { Ok(()) } else { Err(Error::Denied) }
+}
+
+fn may_make(ctx: &OpCtx) -> Result<(), Error> {
+    ctx.require(Permission::NamespacesWrite)?;
+    has_the_whole(ctx)
+}
+
+/// Refuses who may not change this namespace; for those who may not even see it, it is not there.
+fn may_write(ctx: &OpCtx, name: &str) -> Result<(), Error> {
+    somewhere(ctx, Permission::NamespacesWrite)?;
+    know(ctx, name)?;
+    let on = Target::Namespace(name);
+    if !ctx.may_on(Permission::NamespacesWrite, on) && !ctx.may_on(Permission::NamespacesRead, on) {
+        return Err(missing(name));
+    }
+    ctx.require_on(Permission::NamespacesWrite, on)?;
+    has_the_whole(ctx)
+}
+
+/// Whoever may change one namespace only must not reach through it what they may not use or change otherwise.
+fn may_take_in(ctx: &OpCtx, server: &str) -> bool {
+    let on = Target::Server(server);
+    ctx.may(Permission::NamespacesWrite)
+        || ctx.may_on(Permission::ServersWrite, on)
+        || ctx.may_on(Permission::GatewayUse, on)
 }
 
 /// A key that is for some namespaces is told of the others what everyone is told of those that are not there.
@@ -280,8 +320,11 @@ fn know(ctx: &OpCtx, name: &str) -> Result<(), Error> {
 
 /// A namespace as the actor sees it: whoever may write namespaces sees all, others those that they may use.
 fn shown(ctx: &OpCtx, mut namespace: Namespace) -> Option<Namespace> {
-    let write = Permission::NamespacesWrite;
-    let all = ctx.may(write) || ctx.principal().permissions().contains(write);
+    let (read, write) = (Permission::NamespacesRead, Permission::NamespacesWrite);
+    let on = Target::Namespace(&namespace.spec.name);
+    // A key that may not write sees what its owner may change.
+    let owner_writes = ctx.principal().permissions_on(on).contains(write);
+    let all = ctx.may_on(write, on) || (owner_writes && ctx.may_on(read, on));
     let seen = ctx.sees_namespace(&namespace.spec.name)
         && (all || level(&ctx.caller(), &Policy::default(), &namespace).is_some());
     if !seen {

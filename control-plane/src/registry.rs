@@ -8,7 +8,7 @@ use serde_json::json;
 use uuid::Uuid;
 use waffles_core::FieldError;
 use waffles_core::audit::{clean, micros};
-use waffles_core::policy::Permission;
+use waffles_core::policy::{Permission, Scope, Target};
 use waffles_core::seal::SealRing;
 use waffles_core::server::{Credential, Server, Spec};
 use waffles_core::snapshot::{Kind, ResourceKey};
@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::page::{Page, Paged};
 use crate::store::namespaces::{self, Touched};
 use crate::store::servers::{self, Broken, NameClaim, ServerRow};
-use crate::store::{Db, Tx, changes, eras};
+use crate::store::{Db, Tx, changes, eras, grants};
 
 pub use crate::store::servers::ServerFilter;
 
@@ -114,7 +114,7 @@ impl Registry {
         filter: &ServerFilter,
         page: &Page,
     ) -> Result<Paged<Server>, Error> {
-        ctx.require(Permission::ServersRead)?;
+        somewhere(ctx, Permission::ServersRead)?;
         let limit = page.limit(MOST_PER_PAGE)?;
         let after: Option<String> = page.after(LIST)?;
         if filter.tags.len() > MOST_TAGS {
@@ -125,20 +125,25 @@ impl Registry {
             // No name has such a character.
             return Ok(Paged { items: Vec::new(), next: String::new() });
         }
-        let rows =
-            servers::list(&self.db.of(ctx.tenant()), ctx.tenant(), filter, after.as_deref(), limit + 1)
-                .await?;
+        let only = seen_by(ctx);
+        let rows = servers::list(
+            &self.db.of(ctx.tenant()),
+            ctx.tenant(),
+            filter,
+            only.as_deref(),
+            after.as_deref(),
+            limit + 1,
+        )
+        .await?;
         let found: Vec<Server> = rows.into_iter().map(|row| self.open(row)).collect::<Result<_, _>>()?;
-        let mut paged = Paged::cut(found, limit, LIST, |server| server.spec.name.clone());
-        // After the cut: a page may be short, but its cursor is right.
-        paged.items.retain(|server| ctx.sees_server(&server.spec.name));
-        Ok(paged)
+        Ok(Paged::cut(found, limit, LIST, |server| server.spec.name.clone()))
     }
 
     /// One server of the actor's tenant, and what proxies found it to speak.
     pub async fn get(&self, ctx: &OpCtx, name: &str) -> Result<(Server, Vec<Seen>), Error> {
-        ctx.require(Permission::ServersRead)?;
+        somewhere(ctx, Permission::ServersRead)?;
         know(ctx, name)?;
+        ctx.require_on(Permission::ServersRead, Target::Server(name))?;
         let row = servers::get(&self.db.of(ctx.tenant()), ctx.tenant(), name).await?;
         let server = self.open(row.ok_or_else(|| missing(name))?)?;
         let found = eras::of_server(&self.db.of(ctx.tenant()), server.id).await?;
@@ -162,8 +167,7 @@ impl Registry {
         credential: Option<Credential>,
         version: u64,
     ) -> Result<Server, Error> {
-        ctx.require(Permission::ServersWrite)?;
-        know(ctx, &spec.name)?;
+        may_write(ctx, &spec.name)?;
         let mut tx = self.db.of(ctx.tenant()).begin().await?;
         // Whether it exists comes before whether the rest is right, so that a wrong name is told as one.
         let row = servers::find(&mut tx, ctx.tenant(), &spec.name).await?;
@@ -190,8 +194,7 @@ impl Registry {
 
     /// Lets calls reach a server, or stops them. Nothing happens where it is so already.
     pub async fn set_enabled(&self, ctx: &OpCtx, name: &str, enabled: bool) -> Result<Server, Error> {
-        ctx.require(Permission::ServersWrite)?;
-        know(ctx, name)?;
+        may_write(ctx, name)?;
         let mut tx = self.db.of(ctx.tenant()).begin().await?;
         let Some(row) =
             servers::set_enabled(&mut tx, ctx.tenant(), name, enabled, micros(Utc::now())).await?
@@ -208,8 +211,7 @@ impl Registry {
 
     /// Retires a server, which leaves its namespaces. Its name stays taken as long as the audit trail tells of it.
     pub async fn delete(&self, ctx: &OpCtx, name: &str) -> Result<(), Error> {
-        ctx.require(Permission::ServersWrite)?;
-        know(ctx, name)?;
+        may_write(ctx, name)?;
         let mut tx = self.db.of(ctx.tenant()).begin().await?;
         namespaces::lock(&mut tx, ctx.tenant()).await?;
         let now = micros(Utc::now());
@@ -217,6 +219,11 @@ impl Registry {
         let id = servers::delete(&mut tx, ctx.tenant(), name, now).await?;
         let id = id.ok_or_else(|| missing(name))?;
         hear_of(&mut tx, &left).await?;
+        // Before its name is somebody else's.
+        let held = grants::drop_server(&mut tx, ctx.tenant(), name).await?;
+        let held: Vec<_> =
+            held.iter().map(|id| (ResourceKey::new(Kind::Principal, id.to_string()), false)).collect();
+        changes::append_all(&mut tx, &held).await?;
         let detail = json!({ "id": id, "namespaces": names(&left) });
         self.finish(tx, ctx, "server.delete", name, id, true, detail).await
     }
@@ -276,9 +283,41 @@ fn check(spec: &Spec, credential: Option<&Credential>) -> Result<(), Error> {
     if problems.is_empty() { Ok(()) } else { Err(Error::Invalid(problems)) }
 }
 
-/// A key that is for some servers is told of the others what everyone is told of those that are not there.
+/// What is held on no server at all is no question of one server.
+fn somewhere(ctx: &OpCtx, permission: Permission) -> Result<(), Error> {
+    if ctx.may_somewhere(permission) { Ok(()) } else { ctx.require(permission) }
+}
+
+/// Whoever may not see a server, by its key or by what it holds, is told what everyone is told of those that are not there.
 fn know(ctx: &OpCtx, name: &str) -> Result<(), Error> {
-    if ctx.sees_server(name) { Ok(()) } else { Err(missing(name)) }
+    let on = Target::Server(name);
+    let may = ctx.may_on(Permission::ServersRead, on) || ctx.may_on(Permission::ServersWrite, on);
+    if may && ctx.sees_server(name) { Ok(()) } else { Err(missing(name)) }
+}
+
+fn may_write(ctx: &OpCtx, name: &str) -> Result<(), Error> {
+    somewhere(ctx, Permission::ServersWrite)?;
+    know(ctx, name)?;
+    ctx.require_on(Permission::ServersWrite, Target::Server(name))
+}
+
+/// The names of the servers that the actor may see; none: all of the tenant. Asked of the store, so that not even a cursor
+/// tells of others.
+fn seen_by(ctx: &OpCtx) -> Option<Vec<String>> {
+    let limits = ctx.key().map(|key| &key.limits);
+    // Such a key knows of servers through its namespaces only.
+    if limits.is_some_and(|limits| !limits.namespaces.is_empty()) {
+        return Some(Vec::new());
+    }
+    let of_key = limits.map(|limits| &limits.servers).filter(|servers| !servers.is_empty());
+    if ctx.may(Permission::ServersRead) {
+        return of_key.cloned();
+    }
+    let held = ctx.scopes_of(Permission::ServersRead).filter_map(|scope| match scope {
+        Scope::Server(name) => Some(name.clone()),
+        _ => None,
+    });
+    Some(held.filter(|name| ctx.sees_server(name)).collect())
 }
 
 /// A credential that is kept goes to the origins it was given for: whoever may write servers may not read secrets, by

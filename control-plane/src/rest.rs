@@ -1,13 +1,17 @@
 //! The REST door: the route table, the OpenAPI document made from the same code, and the checks that every
 //! request passes. Handlers decode, call one service function and encode.
 
+mod access;
 mod extract;
+mod groups;
 mod identity;
 mod namespaces;
 mod observe;
 mod policy;
+mod principals;
 mod problem;
 mod servers;
+mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -56,7 +60,11 @@ struct Door {
         license(name = "MIT", identifier = "MIT")
     ),
     tags(
-        (name = "auth", description = "Sessions"),
+        (name = "auth", description = "Sessions and passwords"),
+        (name = "users", description = "People"),
+        (name = "service-accounts", description = "Programs"),
+        (name = "groups", description = "Those who hold the same"),
+        (name = "access", description = "Roles and grants"),
         (name = "api-keys", description = "Keys for programs"),
         (name = "servers", description = "Registered MCP servers"),
         (name = "policy", description = "Rules, their versions, and what they come to"),
@@ -98,6 +106,27 @@ fn parts() -> (Router<Arc<Door>>, OpenApi) {
         .routes(routes!(identity::refresh))
         .routes(routes!(identity::logout))
         .routes(routes!(identity::me))
+        .routes(routes!(sessions::change_password))
+        .routes(routes!(sessions::set_password))
+        .routes(routes!(sessions::list, sessions::revoke_all))
+        .routes(routes!(sessions::revoke))
+        .routes(routes!(principals::list_users, principals::create_user))
+        .routes(routes!(principals::get_user))
+        .routes(routes!(principals::deactivate_user))
+        .routes(routes!(principals::reactivate_user))
+        .routes(routes!(principals::create_password_token))
+        .routes(routes!(principals::list_services, principals::create_service))
+        .routes(routes!(principals::get_service))
+        .routes(routes!(principals::deactivate_service))
+        .routes(routes!(principals::reactivate_service))
+        .routes(routes!(principals::create_service_key))
+        .routes(routes!(groups::list, groups::create))
+        .routes(routes!(groups::get, groups::delete))
+        .routes(routes!(groups::add_member, groups::remove_member))
+        .routes(routes!(access::list_roles, access::create_role))
+        .routes(routes!(access::get_role, access::update_role, access::delete_role))
+        .routes(routes!(access::list_grants, access::create_grant))
+        .routes(routes!(access::delete_grant))
         .routes(routes!(servers::list, servers::create))
         .routes(routes!(servers::get, servers::update, servers::delete))
         .routes(routes!(servers::enable))

@@ -2,17 +2,22 @@
 //! whose rows it is for, and on Postgres row-level security holds it to that. The files below hold the SQL; nothing here
 //! or there knows a rule.
 
+pub mod accounts;
 pub mod audit;
 pub mod changes;
 pub mod enrolment;
 pub mod eras;
+pub mod grants;
+pub mod groups;
 pub mod namespaces;
 mod owner;
 pub mod principals;
 pub mod proxies;
+mod rights;
 pub mod rules;
 mod scope;
 pub mod servers;
+pub mod sessions;
 pub mod tools;
 
 use std::future::Future;

@@ -366,6 +366,8 @@ pub fn key_to_proto(key: &ApiKey, owner_name: &str) -> auth_pb::ApiKey {
         expires_at: key.expires_at.map(timestamp),
         revoked_at: key.revoked_at.map(timestamp),
         not_after: key.not_after.map(timestamp),
+        // How it is used is no part of what a key is; whoever knows adds it.
+        last_used_at: None,
     }
 }
 

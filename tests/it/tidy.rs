@@ -33,6 +33,7 @@ const fn row(modules: &'static [&'static str]) -> Row {
 const CONTROL_PLANE: &[Row] = &[
     Row { modules: &["error", "page"], open: &["error"] },
     row(&["store", "cache"]),
+    row(&["usage"]),
     row(&["authz"]),
     Row {
         modules: &[

@@ -13,11 +13,14 @@ use waffles_proto::registry::v1 as registry_pb;
 use super::{Shape, clean_lines, columns, fields};
 use crate::moment::age;
 
+use access::roles;
+pub(crate) use access::{Account, Grant, Group, HeldRole, Member, PasswordToken, Role, Session};
 pub(crate) use enrolment::{Authority, JoinToken};
 pub(crate) use namespace::Namespace;
 pub(crate) use policy::{Explanation, Finding, PolicyVersion, RuleChange, StoredRule, TestResult, Trial};
 pub(crate) use stdio::{Imported, Running, StdioProgram};
 
+mod access;
 mod enrolment;
 mod namespace;
 mod policy;
@@ -336,6 +339,7 @@ pub(crate) struct Key {
     expires_at: Option<DateTime<Utc>>,
     revoked_at: Option<DateTime<Utc>>,
     not_after: Option<DateTime<Utc>>,
+    last_used_at: Option<DateTime<Utc>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     secret: Option<String>,
 }
@@ -367,6 +371,7 @@ impl From<auth_pb::ApiKey> for Key {
             expires_at,
             revoked_at,
             not_after: time(key.not_after),
+            last_used_at: time(key.last_used_at),
             secret: None,
         }
     }
@@ -398,6 +403,7 @@ impl Shape for Key {
             ("expires", stamp(self.expires_at)),
             ("revoked", stamp(self.revoked_at)),
             ("not after", stamp(self.not_after)),
+            ("last used", stamp(self.last_used_at)),
         ])
     }
 }
@@ -411,11 +417,12 @@ impl Shape for [Key] {
                 key.owner_name.clone(),
                 key.status.to_owned(),
                 since(key.created_at),
+                since(key.last_used_at),
                 key.expires_at.map_or_else(|| "never".to_owned(), |end| age(end, Utc::now())),
             ]
         });
         columns(
-            ["ID", "NAME", "OWNER", "STATUS", "AGE", "EXPIRES"],
+            ["ID", "NAME", "OWNER", "STATUS", "AGE", "LAST USED", "EXPIRES"],
             rows,
             "There are no API keys. Make one with `wafflectl key create NAME`.",
         )
@@ -429,7 +436,10 @@ pub(crate) struct Whoami {
     id: String,
     tenant: String,
     name: String,
+    kind: String,
+    groups: Vec<String>,
     roles: Vec<String>,
+    grants: Vec<HeldRole>,
     permissions: Vec<String>,
     api_key_id: Option<String>,
 }
@@ -443,7 +453,10 @@ impl Whoami {
             id: principal.id,
             tenant: principal.tenant,
             name: principal.name,
+            kind: principal.kind,
+            groups: principal.groups,
             roles: principal.roles,
+            grants: principal.grants.into_iter().map(HeldRole::from).collect(),
             permissions: answer.permissions,
             api_key_id: Some(answer.api_key_id).filter(|id| !id.is_empty()),
         }
@@ -460,7 +473,9 @@ impl Shape for Whoami {
             ("name", self.name.clone()),
             ("id", self.id.clone()),
             ("tenant", self.tenant.clone()),
+            ("groups", list(&self.groups)),
             ("roles", list(&self.roles)),
+            ("roles on less", roles(&self.grants)),
             ("permissions", list(&self.permissions)),
             ("credential", by),
             ("context", self.context.clone()),

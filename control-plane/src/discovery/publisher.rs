@@ -18,7 +18,7 @@ use waffles_runtime::telemetry;
 
 use super::{Discovery, State};
 use crate::store::changes::{self, Change, Head};
-use crate::store::{Db, READ_TIME, Tx, namespaces, principals, rules, servers};
+use crate::store::{Db, READ_TIME, Tx, grants, namespaces, principals, rules, servers, sessions};
 
 /// A read of the whole state may take longer than one of a row.
 const MOST: Duration = Duration::from_secs(30);
@@ -134,7 +134,13 @@ impl Publisher {
         for key in principals::token_keys(tx).await? {
             put(ResourceKey::new(Kind::TokenKey, &key.kid), wire::token_key_resource(&key));
         }
-        for principal in principals::principals(tx).await? {
+        for role in grants::load_roles(tx, None).await? {
+            put(ResourceKey::new(Kind::Role, role.id.to_string()), wire::role_resource(&role));
+        }
+        for session in sessions::announced(tx).await? {
+            put(ResourceKey::new(Kind::Session, session.to_string()), wire::session_resource(session));
+        }
+        for principal in principals::principals(tx, None).await? {
             put(
                 ResourceKey::new(Kind::Principal, principal.id.to_string()),
                 wire::principal_resource(&principal),
@@ -174,6 +180,17 @@ impl Publisher {
         };
         let mut found: HashMap<ResourceKey, pb::Resource> = HashMap::new();
         let (servers, namespaces, rules) = (ids(Kind::Server), ids(Kind::Namespace), ids(Kind::Rule));
+        let (people, roles) = (ids(Kind::Principal), ids(Kind::Role));
+        if !roles.is_empty() {
+            let key = |id: Uuid| ResourceKey::new(Kind::Role, id.to_string());
+            let loaded = grants::load_roles(tx, Some(&roles)).await?;
+            found.extend(loaded.iter().map(|role| (key(role.id), wire::role_resource(role))));
+        }
+        if !people.is_empty() {
+            let key = |id: Uuid| ResourceKey::new(Kind::Principal, id.to_string());
+            let loaded = principals::principals(tx, Some(&people)).await?;
+            found.extend(loaded.iter().map(|who| (key(who.id), wire::principal_resource(who))));
+        }
         if !servers.is_empty() {
             let rows = servers::load(tx, Some(&servers)).await?;
             found.extend(rows.into_iter().filter_map(|row| self.server(row)));
@@ -191,7 +208,7 @@ impl Publisher {
         for change in changed.iter().filter(|change| !change.removed) {
             let key = &change.key;
             let resource = match key.kind {
-                Kind::Server | Kind::Namespace | Kind::Role | Kind::Rule => None,
+                Kind::Server | Kind::Namespace | Kind::Principal | Kind::Role | Kind::Rule => None,
                 Kind::Session => key.id.parse().ok().map(wire::session_resource),
                 Kind::Settings => Some(wire::settings_resource(&self.settings)),
                 Kind::TokenKey => {
@@ -200,10 +217,6 @@ impl Publisher {
                 Kind::ApiKey => principals::key_and_hash(tx, &key.id)
                     .await?
                     .map(|(k, hash)| wire::key_resource(&k, &hash)),
-                Kind::Principal => match key.id.parse() {
-                    Ok(id) => principals::principal(tx, id).await?.as_ref().map(wire::principal_resource),
-                    Err(_) => None,
-                },
             };
             found.extend(resource.map(|resource| (key.clone(), resource)));
         }

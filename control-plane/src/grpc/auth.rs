@@ -105,7 +105,7 @@ impl AuthService for Auth {
 }
 
 /// A time that cannot be read must not become "no end".
-fn new_key(message: pb::CreateApiKeyRequest) -> Result<NewApiKey, Error> {
+pub(super) fn new_key(message: pb::CreateApiKeyRequest) -> Result<NewApiKey, Error> {
     let mut problems = Vec::new();
     let mut end = |field: &str, given: Option<prost_types::Timestamp>| {
         let read = time(given);
@@ -129,11 +129,12 @@ fn new_key(message: pb::CreateApiKeyRequest) -> Result<NewApiKey, Error> {
     Ok(NewApiKey { name: message.name, limits, expires_at, not_after })
 }
 
-fn shown(owned: &OwnedKey) -> pb::ApiKey {
-    key_to_proto(&owned.key, &owned.owner_name)
+pub(super) fn shown(owned: &OwnedKey) -> pb::ApiKey {
+    let last_used_at = owned.last_used_at.map(timestamp);
+    pb::ApiKey { last_used_at, ..key_to_proto(&owned.key, &owned.owner_name) }
 }
 
-fn tokens(session: &Tokens) -> pb::Tokens {
+pub(super) fn tokens(session: &Tokens) -> pb::Tokens {
     pb::Tokens {
         access_token: session.access.expose_secret().to_owned(),
         access_expires_at: Some(timestamp(session.access_expires_at)),

@@ -7,6 +7,7 @@ use waffles_core::FieldError;
 use waffles_core::audit::{clean, micros};
 use waffles_core::credential::{ApiKey, ApiKeyParts, KeyLimits, generate_key};
 use waffles_core::policy::Permission;
+use waffles_core::principal::{Principal, PrincipalKind};
 use waffles_core::snapshot::{Kind, ResourceKey};
 
 use crate::audit;
@@ -14,8 +15,8 @@ use crate::authz::OpCtx;
 use crate::error::Error;
 use crate::identity::Identity;
 use crate::page::{Page, Paged};
-use crate::store::changes;
 use crate::store::principals::{self as store, KeyPage, OwnedKey};
+use crate::store::{Tx, changes};
 
 const NAME_MOST: usize = 100;
 /// Keys of one owner that may be used at a time. Every one of them is in the memory of every proxy.
@@ -38,13 +39,42 @@ pub struct NewApiKey {
 
 impl Identity {
     /// Issues a key to the actor. Its text is in the answer and nowhere else.
-    pub async fn create_key(
+    pub async fn create_key(&self, ctx: &OpCtx, new: NewApiKey) -> Result<(OwnedKey, SecretString), Error> {
+        // Held anywhere, since a key is never wider than its owner.
+        if !ctx.may_somewhere(Permission::KeysOwn) {
+            return Err(Error::Denied);
+        }
+        ctx.require_change()?;
+        let tx = self.db.of(ctx.tenant()).begin().await?;
+        self.issue_key(tx, ctx, ctx.principal(), new).await
+    }
+
+    /// Issues a key to a service account, named by its id or name. Whoever has the key is that account, so nobody issues
+    /// one to an account that holds more than they do.
+    pub async fn create_key_for(
         &self,
         ctx: &OpCtx,
+        account: &str,
+        new: NewApiKey,
+    ) -> Result<(OwnedKey, SecretString), Error> {
+        let (mut tx, ctx) = self.change(ctx, Permission::KeysManage).await?;
+        let account = self.account(&mut tx, &ctx, PrincipalKind::ServiceAccount, account).await?.principal;
+        if !ctx.covers(&account) {
+            return Err(Error::Denied);
+        }
+        if !account.active {
+            return Err(Error::Conflict(format!("service account {} is deactivated", account.name)));
+        }
+        self.issue_key(tx, &ctx, &account, new).await
+    }
+
+    async fn issue_key(
+        &self,
+        mut tx: Tx,
+        ctx: &OpCtx,
+        owner: &Principal,
         mut new: NewApiKey,
     ) -> Result<(OwnedKey, SecretString), Error> {
-        ctx.require(Permission::KeysOwn)?;
-        ctx.require_change()?;
         let now = micros(Utc::now());
         new.expires_at = new.expires_at.map(micros);
         new.not_after = new.not_after.map(micros);
@@ -58,7 +88,7 @@ impl Identity {
             id: generated.id,
             tenant: ctx.tenant().to_owned(),
             name: new.name,
-            owner: ctx.principal().id,
+            owner: owner.id,
             limits: new.limits,
             created_at: now,
             expires_at: new.expires_at,
@@ -67,18 +97,17 @@ impl Identity {
         })
         .map_err(|pattern| Error::invalid("limits.tools", format!("cannot read {pattern}")))?;
         let hash = self.pepper.hash(generated.text.expose_secret());
-        let mut tx = self.db.of(ctx.tenant()).begin().await?;
         if store::count_live_keys(&mut tx, key.owner, now).await? >= LIVE_MOST {
             return Err(Error::Conflict(format!("there are {LIVE_MOST} keys already; revoke some first")));
         }
         store::insert_key(&mut tx, &key, &hash).await?;
-        let detail = json!({"name": key.name, "limits": key.limits, "expires_at": key.expires_at,
+        let detail = json!({"name": key.name, "owner": owner.name, "limits": key.limits, "expires_at": key.expires_at,
             "not_after": key.not_after});
         audit::note(&mut tx, ctx, "api_key.create", &resource(&key.id), detail).await?;
         changes::append(&mut tx, &ResourceKey::new(Kind::ApiKey, &key.id), false).await?;
         tx.commit().await?;
         self.discovery.poke();
-        Ok((OwnedKey { key, owner_name: ctx.principal().name.clone() }, generated.text))
+        Ok((OwnedKey { key, owner_name: owner.name.clone(), last_used_at: None }, generated.text))
     }
 
     /// The actor's keys, or all of the tenant, newest first.
@@ -132,8 +161,7 @@ fn owner_seen_by(ctx: &OpCtx) -> Result<Option<uuid::Uuid>, Error> {
     if ctx.may(Permission::KeysManage) {
         return Ok(None);
     }
-    ctx.require(Permission::KeysOwn)?;
-    Ok(Some(ctx.principal().id))
+    if ctx.may_somewhere(Permission::KeysOwn) { Ok(Some(ctx.principal().id)) } else { Err(Error::Denied) }
 }
 
 fn resource(id: &str) -> String {
@@ -165,7 +193,7 @@ fn problems(new: &NewApiKey, now: DateTime<Utc>) -> Vec<FieldError> {
 fn widenings(ctx: &OpCtx, new: &NewApiKey) -> Vec<FieldError> {
     let mut problems = Vec::new();
     for (i, scope) in new.limits.scopes.iter().enumerate() {
-        if !ctx.may(*scope) {
+        if !ctx.may_somewhere(*scope) {
             let reason = "is a permission that you do not have";
             problems.push(FieldError::new(format!("limits.scopes[{i}]"), reason));
         }

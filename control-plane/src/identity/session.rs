@@ -11,7 +11,8 @@ use uuid::Uuid;
 use waffles_core::DEFAULT_TENANT;
 use waffles_core::audit::{Event, Outcome, clean, micros};
 use waffles_core::credential::random_text;
-use waffles_core::principal::Principal;
+use waffles_core::policy::Permission;
+use waffles_core::principal::{Principal, PrincipalKind};
 
 use crate::authz::OpCtx;
 use crate::cache::Budget;
@@ -19,6 +20,7 @@ use crate::error::Error;
 use crate::identity::local::PASSWORD_MOST;
 use crate::identity::{Identity, token};
 use crate::store::principals::{self as store, NewSession};
+use crate::store::{Tx, sessions};
 use crate::{audit, authz};
 
 /// What every refresh token begins with.
@@ -26,6 +28,8 @@ const REFRESH_PREFIX: &str = "wfr_";
 /// How long a refresh token lives; each use gives a new one.
 const REFRESH_LIFE: TimeDelta = TimeDelta::days(30);
 const PURPOSE: &[u8] = b"refresh-token";
+/// How long after its issue an access token may still be taken for good somewhere, with clocks that differ.
+pub(super) const TOKENS_LIVE: TimeDelta = TimeDelta::seconds(token::ACCESS_LIFE.num_seconds() + 60);
 /// Characters of the secret in a refresh token: 256 bits.
 const SECRET_LEN: usize = 43;
 const EMAIL_MOST: usize = 254;
@@ -82,15 +86,27 @@ impl Identity {
             return Err(Error::Unauthenticated);
         };
         self.throttle.refund(&budgets).await;
+        let mut tx = self.db.of(&user.tenant).begin().await?;
+        let tokens = self.open_session(&mut tx, ctx, &user, "password").await?;
+        tx.commit().await?;
+        Ok((tokens, user))
+    }
+
+    /// Opens a session in a transaction that goes on.
+    pub(super) async fn open_session(
+        &self,
+        tx: &mut Tx,
+        ctx: &OpCtx,
+        user: &Principal,
+        method: &str,
+    ) -> Result<Tokens, Error> {
         let now = Utc::now();
         let (refresh, session) = self.new_refresh_token(Uuid::now_v7(), now)?;
         let ctx = ctx.on_behalf_of(user.clone(), session.id);
-        let mut tx = self.db.of(&user.tenant).begin().await?;
-        store::insert_session(&mut tx, &user, &session, now).await?;
-        audit::note(&mut tx, &ctx, "session.start", &resource(session.id), json!({"method": "password"}))
-            .await?;
-        tx.commit().await?;
-        Ok((self.tokens(&user, refresh, &session, now)?, user))
+        let client_ip = ctx.address().map(|address| address.to_string()).unwrap_or_default();
+        store::insert_session(tx, user, &session, &client_ip, now).await?;
+        audit::note(tx, &ctx, "session.start", &resource(session.id), json!({"method": method})).await?;
+        self.tokens(user, refresh, &session, now)
     }
 
     /// Exchanges a refresh token for new tokens. One that was used before ends the session: either its owner or
@@ -110,11 +126,7 @@ impl Identity {
             // Dropping the transaction leaves the token as it was; an inactive user cannot use it anyway.
             Some(_) => Err(Error::Unauthenticated),
             None => {
-                if let Some(user) = store::end_session(&mut tx, id, "reuse", now).await? {
-                    let ctx = ctx.on_behalf_of(user, id);
-                    let detail = json!({"reason": "a refresh token was used twice"});
-                    audit::note(&mut tx, &ctx, "session.end", &resource(id), detail).await?;
-                    tx.commit().await?;
+                if self.end_shown(tx, ctx, id, "reuse", "a refresh token was used twice").await? {
                     tracing::warn!(session.id = %id, "a refresh token was used twice; the session has ended");
                 }
                 Err(Error::Unauthenticated)
@@ -126,13 +138,87 @@ impl Identity {
     pub async fn logout(&self, ctx: &OpCtx, token: &SecretString) -> Result<(), Error> {
         ctx.check(authz::Rule::Public)?;
         let Some(id) = self.session_of(token) else { return Ok(()) };
-        let mut tx = self.db.everywhere().begin().await?;
-        if let Some(user) = store::end_session(&mut tx, id, "logout", Utc::now()).await? {
-            let ctx = ctx.on_behalf_of(user, id);
-            audit::note(&mut tx, &ctx, "session.end", &resource(id), json!({"reason": "logout"})).await?;
-            tx.commit().await?;
-        }
+        let tx = self.db.everywhere().begin().await?;
+        self.end_shown(tx, ctx, id, "logout", "logout").await?;
         Ok(())
+    }
+
+    /// Ends the session that a refresh token named, whoever shows it; tells whether it lived.
+    async fn end_shown(
+        &self,
+        mut tx: Tx,
+        ctx: &OpCtx,
+        id: Uuid,
+        reason: &str,
+        words: &str,
+    ) -> Result<bool, Error> {
+        let now = Utc::now();
+        let Some(user) = store::session_owner(&mut tx, id, now).await? else { return Ok(false) };
+        let Some(ended) = sessions::end(&mut tx, &user.tenant, id, reason, now).await? else {
+            return Ok(false);
+        };
+        let ctx = ctx.on_behalf_of(user, id);
+        audit::note(&mut tx, &ctx, "session.end", &resource(id), json!({"reason": words})).await?;
+        sessions::announce(&mut tx, &[ended], TOKENS_LIVE, now).await?;
+        tx.commit().await?;
+        self.discovery.poke();
+        Ok(true)
+    }
+
+    /// The sessions that live: the actor's own, or those of another user, named by its id or address.
+    pub async fn list_sessions(&self, ctx: &OpCtx, user: &str) -> Result<Vec<sessions::Session>, Error> {
+        let db = self.db.of(ctx.tenant());
+        let user = if user.is_empty() {
+            ctx.principal().id
+        } else {
+            ctx.require(Permission::PrincipalsRead)?;
+            let mut tx = db.begin_read().await?;
+            self.account(&mut tx, ctx, PrincipalKind::User, user).await?.principal.id
+        };
+        Ok(sessions::of_user(&db, ctx.tenant(), user, Utc::now()).await?)
+    }
+
+    /// Ends a session: one's own, or with the right to change principals another's. Its access tokens are refused by every
+    /// proxy within a second.
+    pub async fn revoke_session(&self, ctx: &OpCtx, id: &str) -> Result<(), Error> {
+        ctx.require_change()?;
+        let missing = || Error::NotFound(format!("session {}", clean(id, 64)));
+        let id: Uuid = id.parse().map_err(|_| missing())?;
+        let now = Utc::now();
+        let mut tx = self.db.of(ctx.tenant()).begin().await?;
+        let found = sessions::find(&mut tx, ctx.tenant(), id, now).await?;
+        let session = found.filter(|session| may_end(ctx, session.user_id)).ok_or_else(missing)?;
+        let ended = sessions::end(&mut tx, ctx.tenant(), id, "revoked", now).await?.ok_or_else(missing)?;
+        let detail = json!({"reason": "revoked", "user": session.user_name});
+        audit::note(&mut tx, ctx, "session.end", &resource(id), detail).await?;
+        sessions::announce(&mut tx, &[ended], TOKENS_LIVE, now).await?;
+        tx.commit().await?;
+        self.discovery.poke();
+        Ok(())
+    }
+
+    /// Ends every session of the actor, or of another user, named by its id or address; tells how many there were.
+    pub async fn revoke_sessions(&self, ctx: &OpCtx, user: &str) -> Result<usize, Error> {
+        ctx.require_change()?;
+        if !user.is_empty() {
+            ctx.require(Permission::PrincipalsWrite)?;
+        }
+        let now = Utc::now();
+        let mut tx = self.db.of(ctx.tenant()).begin().await?;
+        let user = match user {
+            "" if may_end(ctx, ctx.principal().id) => ctx.principal().clone(),
+            "" => return Err(Error::Denied),
+            user => self.account(&mut tx, ctx, PrincipalKind::User, user).await?.principal,
+        };
+        let ended = sessions::end_of_user(&mut tx, ctx.tenant(), user.id, None, "revoked", now).await?;
+        if !ended.is_empty() {
+            let detail = json!({"reason": "revoked", "sessions": ended.len()});
+            audit::note(&mut tx, ctx, "session.end", &format!("user/{}", user.name), detail).await?;
+            sessions::announce(&mut tx, &ended, TOKENS_LIVE, now).await?;
+            tx.commit().await?;
+            self.discovery.poke();
+        }
+        Ok(ended.len())
     }
 
     /// Notes a log-in that was refused. The throttle bounds how many there can be.
@@ -187,17 +273,24 @@ impl Identity {
     }
 
     /// What an attempt counts against. The names are keyed hashes, so that Redis holds no addresses.
-    fn budgets(&self, ctx: &OpCtx, tenant: &str, email: &str) -> Vec<Budget> {
+    pub(super) fn budgets(&self, ctx: &OpCtx, tenant: &str, email: &str) -> Vec<Budget> {
         let address = ctx.address().map(network).unwrap_or_default();
-        let named = |kind: &str, what: &str, most| {
-            let hash = self.pepper.hash(&format!("throttle:{kind}:{what}"));
-            Budget { key: URL_SAFE_NO_PAD.encode(hash), most }
-        };
         vec![
-            named("pair", &format!("{tenant}/{email} {address}"), PAIR_MOST),
-            named("address", &address, ADDRESS_MOST),
-            named("account", &format!("{tenant}/{email}"), ACCOUNT_MOST),
+            self.budget("pair", &format!("{tenant}/{email} {address}"), PAIR_MOST),
+            self.budget("address", &address, ADDRESS_MOST),
+            self.budget("account", &format!("{tenant}/{email}"), ACCOUNT_MOST),
         ]
+    }
+
+    /// What an attempt that names no account counts against.
+    pub(super) fn address_budget(&self, ctx: &OpCtx) -> Vec<Budget> {
+        let address = ctx.address().map(network).unwrap_or_default();
+        vec![self.budget("address", &address, ADDRESS_MOST)]
+    }
+
+    fn budget(&self, kind: &str, what: &str, most: u32) -> Budget {
+        let hash = self.pepper.hash(&format!("throttle:{kind}:{what}"));
+        Budget { key: URL_SAFE_NO_PAD.encode(hash), most }
     }
 }
 
@@ -229,6 +322,13 @@ fn network(address: std::net::IpAddr) -> String {
         std::net::IpAddr::V4(v4) => v4.to_string(),
         std::net::IpAddr::V6(v6) => format!("{:x}/64", u128::from(v6) >> 64),
     }
+}
+
+/// Whether the actor may end the sessions of a user. A key ends those of others only: it is no session, and whoever has it
+/// shall not be able to lock its owner out.
+fn may_end(ctx: &OpCtx, user: Uuid) -> bool {
+    let own = ctx.principal().id == user && ctx.session().is_some();
+    own || ctx.may(Permission::PrincipalsWrite)
 }
 
 fn resource(session: Uuid) -> String {

@@ -24,7 +24,7 @@ use waffles_runtime::{task, telemetry};
 use crate::error::Error;
 use crate::identity::Identity;
 use crate::store::principals::{self as store, SigningKeyRow};
-use crate::store::{Db, changes};
+use crate::store::{Db, accounts, changes, sessions};
 
 /// `iss` of access tokens.
 pub const ISSUER: &str = "waffles";
@@ -213,7 +213,7 @@ fn is_due(rows: &[SigningKeyRow], now: DateTime<Utc>) -> bool {
     rows.iter().all(|row| row.created_at + KEY_LIFE <= now)
 }
 
-/// Rotates token keys, learns of those that another replica made, and forgets old sessions.
+/// Rotates token keys, learns of those that another replica made, and forgets old sessions and tokens.
 pub struct Rotation {
     identity: Identity,
 }
@@ -224,6 +224,8 @@ pub struct RotationReport {
     made: usize,
     taken_out: usize,
     sessions_forgotten: u64,
+    password_tokens_forgotten: u64,
+    revocations_over: usize,
     error: Option<String>,
 }
 
@@ -238,10 +240,23 @@ impl Rotation {
     async fn run(&self) -> Result<RotationReport, Error> {
         let now = Utc::now();
         let (made, taken_out) = self.identity.rotate_token_keys(now).await?;
-        let mut tx = self.identity.db.begin().await?;
+        let mut tx = self.identity.db.everywhere().begin().await?;
         let sessions_forgotten = store::forget_sessions(&mut tx, now - TimeDelta::days(7)).await?;
+        let password_tokens_forgotten = accounts::forget_tokens(&mut tx, now).await?;
+        let revocations_over = sessions::take_back(&mut tx, now).await?;
         tx.commit().await?;
-        Ok(RotationReport { made, taken_out, sessions_forgotten, error: None })
+        if revocations_over > 0 {
+            self.identity.discovery.poke();
+        }
+        let error = None;
+        Ok(RotationReport {
+            made,
+            taken_out,
+            sessions_forgotten,
+            password_tokens_forgotten,
+            revocations_over,
+            error,
+        })
     }
 }
 

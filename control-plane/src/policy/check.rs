@@ -72,7 +72,7 @@ impl Policy {
         let mut after: Option<String> = None;
         loop {
             let filter = servers::ServerFilter::default();
-            let rows = servers::list(&db, tenant, &filter, after.as_deref(), PAGE).await?;
+            let rows = servers::list(&db, tenant, &filter, None, after.as_deref(), PAGE).await?;
             let Some(last) = rows.last() else { break };
             after = Some(last.name().to_owned());
             for row in rows {

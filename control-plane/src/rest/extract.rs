@@ -143,7 +143,7 @@ fn holds_credential(uri: &Uri) -> bool {
         let plain: String =
             name.chars().filter(|c| c.is_ascii_alphanumeric()).map(|c| c.to_ascii_lowercase()).collect();
         CREDENTIAL_PARAMETERS.contains(&plain.as_str())
-            || ["wfl_", "wfr_", "wfj_", "eyJ"].iter().any(|prefix| value.starts_with(prefix))
+            || ["wfl_", "wfr_", "wfj_", "wfp_", "wfs_", "eyJ"].iter().any(|prefix| value.starts_with(prefix))
     })
 }
 

@@ -15,6 +15,7 @@ use waffles_core::wire;
 use waffles_proto::auth::v1 as pb;
 
 use super::extract::{Actor, Body, Name, Params};
+use super::principals::HeldRole;
 use super::{Door, Problem};
 use crate::identity::{self, NewApiKey};
 use crate::store::principals::OwnedKey;
@@ -49,7 +50,14 @@ pub(super) struct Principal {
     tenant: String,
     /// E-mail address of a user, name of a service account.
     name: String,
+    /// `user` or `service_account`.
+    kind: &'static str,
+    /// Names of its groups.
+    groups: Vec<String>,
+    /// The roles that it holds in the whole tenant, itself or through its groups.
     roles: Vec<String>,
+    /// The roles that it holds on less, itself or through its groups.
+    grants: Vec<HeldRole>,
 }
 
 /// The tokens of a session.
@@ -130,6 +138,8 @@ pub(super) struct ApiKey {
     expires_at: Option<DateTime<Utc>>,
     not_after: Option<DateTime<Utc>>,
     revoked_at: Option<DateTime<Utc>>,
+    /// When it was last used, to the minute.
+    last_used_at: Option<DateTime<Utc>>,
 }
 
 /// A new key. The secret is shown this once.
@@ -149,13 +159,27 @@ pub(super) struct KeyPage {
     next_cursor: String,
 }
 
+impl NewKey {
+    /// As the service takes it.
+    pub(super) fn read(self) -> Result<NewApiKey, Problem> {
+        let KeyLimits { scopes, servers, tools, ip_ranges, read_only, namespaces } = self.limits;
+        let limits = pb::KeyLimits { scopes, servers, tools, ip_ranges, read_only, namespaces };
+        let limits = wire::limits_from_proto(limits).map_err(crate::error::Error::Invalid)?;
+        let (expires_at, not_after) = (self.expires_at, self.not_after);
+        Ok(NewApiKey { name: self.name, limits, expires_at, not_after })
+    }
+}
+
 impl From<&principal::Principal> for Principal {
     fn from(principal: &principal::Principal) -> Self {
         Self {
             id: principal.id,
             tenant: principal.tenant.clone(),
             name: principal.name.clone(),
+            kind: principal.kind.as_str(),
+            groups: principal.groups.clone(),
             roles: principal.roles.clone(),
+            grants: principal.grants.iter().map(|held| HeldRole::new(&held.role, &held.scope)).collect(),
         }
     }
 }
@@ -173,7 +197,7 @@ impl From<identity::Tokens> for Tokens {
 }
 
 impl From<OwnedKey> for ApiKey {
-    fn from(OwnedKey { key, owner_name }: OwnedKey) -> Self {
+    fn from(OwnedKey { key, owner_name, last_used_at }: OwnedKey) -> Self {
         let limits = wire::limits_to_proto(&key.limits);
         Self {
             id: key.id,
@@ -193,6 +217,7 @@ impl From<OwnedKey> for ApiKey {
             expires_at: key.expires_at,
             not_after: key.not_after,
             revoked_at: key.revoked_at,
+            last_used_at,
         }
     }
 }
@@ -227,7 +252,7 @@ pub(super) async fn refresh(
 
 /// Ends the session of a refresh token.
 ///
-/// Proxies accept its access token until that ends by itself, 15 minutes at the most.
+/// Its access tokens are refused everywhere within a second.
 #[utoipa::path(post, path = "/api/v1/auth/logout", tag = "auth", operation_id = "logout",
     request_body = RefreshToken, responses((status = 204)))]
 pub(super) async fn logout(
@@ -289,11 +314,13 @@ pub(super) async fn create_key(
     Actor(ctx): Actor,
     Body(new): Body<NewKey>,
 ) -> Result<(StatusCode, [(http::HeaderName, HeaderValue); 1], Json<IssuedKey>), Problem> {
-    let KeyLimits { scopes, servers, tools, ip_ranges, read_only, namespaces } = new.limits;
-    let limits = pb::KeyLimits { scopes, servers, tools, ip_ranges, read_only, namespaces };
-    let limits = wire::limits_from_proto(limits).map_err(crate::error::Error::Invalid)?;
-    let new = NewApiKey { name: new.name, limits, expires_at: new.expires_at, not_after: new.not_after };
-    let (owned, secret) = door.services.identity.create_key(&ctx, new).await?;
+    issued(door.services.identity.create_key(&ctx, new.read()?).await?)
+}
+
+/// The answer with a new key.
+pub(super) fn issued(
+    (owned, secret): (OwnedKey, SecretString),
+) -> Result<(StatusCode, [(http::HeaderName, HeaderValue); 1], Json<IssuedKey>), Problem> {
     let location = HeaderValue::from_str(&format!("/api/v1/api-keys/{}", owned.key.id))
         .map_err(crate::error::Error::internal)?;
     let issued = IssuedKey { api_key: owned.into(), secret: secret.expose_secret().to_owned() };

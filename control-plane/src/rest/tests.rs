@@ -69,7 +69,7 @@ impl World {
             registry: Registry::new(db.clone(), secrets.seal.clone(), discovery.clone()),
             namespaces: Namespaces::new(db.clone(), discovery.clone()),
             policy: crate::policy::Policy::new(db.clone(), discovery.clone()),
-            audit: Audit::new(db.clone()),
+            audit: Audit::new(db.clone(), identity.usage().clone()),
             proxies: Proxies::new(db.clone(), discovery),
             enrolment: Enrolment::new(db.clone(), &secrets, channel),
             identity,

@@ -44,6 +44,10 @@ pub async fn append(tx: &mut Tx, key: &ResourceKey, removed: bool) -> sqlx::Resu
 pub async fn append_all(tx: &mut Tx, changes: &[(ResourceKey, bool)]) -> sqlx::Result<u64> {
     const NEXT: &str = "UPDATE meta SET revision = revision + $1 RETURNING revision";
     const NOTIFY: &str = "SELECT pg_notify($1, '')";
+    if changes.is_empty() {
+        const SQL: &str = "SELECT revision FROM meta";
+        return on_tx!(tx, |conn| sqlx::query_scalar(SQL).fetch_one(conn).await).map(unsigned);
+    }
     let count = i64::try_from(changes.len()).unwrap_or(i64::MAX);
     let last: i64 = on_tx!(&mut *tx, |conn| sqlx::query_scalar(NEXT).bind(count).fetch_one(conn).await)?;
     let now = micros(Utc::now());

@@ -1,34 +1,44 @@
 //! Users, their API keys and sessions, and the keys that tokens are signed with.
 
 use chrono::{DateTime, Utc};
+use sqlx::QueryBuilder;
 use sqlx::types::Json;
 use uuid::Uuid;
 use waffles_core::audit::micros;
 use waffles_core::credential::{ApiKey, ApiKeyParts, KeyHash, KeyLimits};
-use waffles_core::principal::Principal;
+use waffles_core::policy::Scope;
+use waffles_core::principal::{Principal, PrincipalKind};
 use waffles_core::snapshot::{Kind, ResourceKey, TokenKey};
 
-use crate::store::{Db, Tx, changes, on_db, on_tx, read};
+use crate::store::grants::{self, Grant, Holder};
+use crate::store::{Db, Tx, changes, on_db, on_tx, read, rights};
 
 // === Users ===
 
+/// A user or service account as it is stored, without what it holds.
 #[derive(sqlx::FromRow)]
-struct UserRow {
+pub(super) struct UserRow {
     user_id: Uuid,
     user_tenant: String,
+    kind: String,
     email: String,
-    roles: Json<Vec<String>>,
     active: bool,
     tokens_not_before: Option<DateTime<Utc>>,
 }
 
+/// The columns of a principal, of `users u`.
+pub(super) const USER: &str =
+    "u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active, u.tokens_not_before";
+
 impl From<UserRow> for Principal {
     fn from(row: UserRow) -> Self {
+        // A kind of a later version is none that could log in.
+        let kind = PrincipalKind::parse(&row.kind).unwrap_or(PrincipalKind::ServiceAccount);
         Self {
             id: row.user_id,
             tenant: row.user_tenant,
             name: row.email,
-            roles: row.roles.0,
+            kind,
             active: row.active,
             tokens_not_before: row.tokens_not_before,
             ..Self::default()
@@ -44,20 +54,43 @@ struct LoginRow {
     password_hash: Option<String>,
 }
 
-/// Every principal of every tenant.
-pub async fn principals(tx: &mut Tx) -> sqlx::Result<Vec<Principal>> {
-    const SQL: &str = "SELECT id AS user_id, tenant AS user_tenant, email, roles, active, tokens_not_before
-        FROM users";
-    let rows: Vec<UserRow> = on_tx!(tx, |conn| sqlx::query_as(SQL).fetch_all(conn).await)?;
-    Ok(rows.into_iter().map(Principal::from).collect())
+/// Makes principals of rows, with what they hold.
+async fn principals_of(tx: &mut Tx, rows: Vec<UserRow>) -> sqlx::Result<Vec<Principal>> {
+    let mut principals: Vec<Principal> = rows.into_iter().map(Principal::from).collect();
+    rights::add(tx, &mut principals).await?;
+    Ok(principals)
+}
+
+async fn one_principal(tx: &mut Tx, row: Option<UserRow>) -> sqlx::Result<Option<Principal>> {
+    let rows = row.into_iter().collect();
+    Ok(principals_of(tx, rows).await?.pop())
+}
+
+/// Every principal of every tenant, or those of some ids: for proxies.
+pub async fn principals(tx: &mut Tx, ids: Option<&[Uuid]>) -> sqlx::Result<Vec<Principal>> {
+    let rows: Vec<UserRow> = on_tx!(&mut *tx, |conn| {
+        let mut query = QueryBuilder::new(format!("SELECT {USER} FROM users u"));
+        if let Some(ids) = ids {
+            query.push(" WHERE u.id IN (");
+            let mut list = query.separated(", ");
+            for id in ids {
+                list.push_bind(*id);
+            }
+            query.push(")");
+        }
+        query.build_query_as().persistent(false).fetch_all(conn).await
+    })?;
+    principals_of(tx, rows).await
 }
 
 /// One principal.
 pub async fn principal(tx: &mut Tx, id: Uuid) -> sqlx::Result<Option<Principal>> {
-    const SQL: &str = "SELECT id AS user_id, tenant AS user_tenant, email, roles, active, tokens_not_before
-        FROM users WHERE id = $1";
-    let row: Option<UserRow> = on_tx!(tx, |conn| sqlx::query_as(SQL).bind(id).fetch_optional(conn).await)?;
-    Ok(row.map(Principal::from))
+    const SQL: &str =
+        "SELECT u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active, u.tokens_not_before
+        FROM users u WHERE u.id = $1";
+    let row: Option<UserRow> =
+        on_tx!(&mut *tx, |conn| sqlx::query_as(SQL).bind(id).fetch_optional(conn).await)?;
+    one_principal(tx, row).await
 }
 
 /// A user by its address, with the hash of its password.
@@ -67,13 +100,17 @@ pub async fn user_by_email(
     email: &str,
 ) -> sqlx::Result<Option<(Principal, Option<String>)>> {
     const SQL: &str =
-        "SELECT id AS user_id, tenant AS user_tenant, email, roles, active, tokens_not_before, password_hash
-        FROM users WHERE tenant = $1 AND email = $2";
-    let row: Option<LoginRow> = read(|| async {
-        on_db!(db, |pool| sqlx::query_as(SQL).bind(tenant).bind(email).fetch_optional(pool).await)
+        "SELECT u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active, u.tokens_not_before,
+            u.password_hash
+        FROM users u WHERE u.tenant = $1 AND u.email = $2 AND u.kind = 'user'";
+    read(|| async {
+        let mut tx = db.begin_read().await?;
+        let row: Option<LoginRow> =
+            on_tx!(&mut tx, |conn| sqlx::query_as(SQL).bind(tenant).bind(email).fetch_optional(conn).await)?;
+        let Some(LoginRow { user, password_hash }) = row else { return Ok(None) };
+        Ok(one_principal(&mut tx, Some(user)).await?.map(|user| (user, password_hash)))
     })
-    .await?;
-    Ok(row.map(|row| (row.user.into(), row.password_hash)))
+    .await
 }
 
 /// Whether there is any user.
@@ -83,7 +120,8 @@ pub async fn any_user(tx: &mut Tx) -> sqlx::Result<bool> {
     Ok(count > 0)
 }
 
-/// Writes a user, or gives an existing one with the same id a new password, roles and state.
+/// Writes a user, or gives an existing one with the same id a new password and state; it holds its roles on the tenant from
+/// then on.
 pub async fn put_user(
     tx: &mut Tx,
     user: &Principal,
@@ -96,7 +134,7 @@ pub async fn put_user(
         ON CONFLICT (id) DO UPDATE SET password_hash = excluded.password_hash, roles = excluded.roles,
             active = excluded.active, tokens_not_before = excluded.tokens_not_before,
             updated_at = excluded.updated_at";
-    on_tx!(tx, |conn| sqlx::query(SQL)
+    on_tx!(&mut *tx, |conn| sqlx::query(SQL)
         .bind(user.id)
         .bind(&user.tenant)
         .bind(&user.name)
@@ -105,6 +143,33 @@ pub async fn put_user(
         .bind(user.active)
         .bind(user.tokens_not_before.map(micros))
         .bind(micros(now))
+        .execute(conn)
+        .await
+        .map(drop))?;
+    for role in &user.roles {
+        let grant = Grant {
+            id: Uuid::now_v7(),
+            tenant: user.tenant.clone(),
+            role: role.clone(),
+            holder: Holder::Principal(user.id),
+            holder_name: user.name.clone(),
+            to_service_account: user.kind == PrincipalKind::ServiceAccount,
+            scope: Scope::Tenant,
+            created_at: now,
+            created_by: None,
+        };
+        grants::insert(tx, &grant).await?;
+    }
+    Ok(())
+}
+
+/// Notes the roles of a principal where a replica of the version before reads them.
+pub async fn note_roles(tx: &mut Tx, principal: &Principal) -> sqlx::Result<()> {
+    const SQL: &str = "UPDATE users SET roles = $3 WHERE tenant = $1 AND id = $2";
+    on_tx!(tx, |conn| sqlx::query(SQL)
+        .bind(&principal.tenant)
+        .bind(principal.id)
+        .bind(Json(&principal.roles))
         .execute(conn)
         .await
         .map(drop))
@@ -147,12 +212,28 @@ impl KeyRow {
     }
 }
 
+/// A key with its owner, as the door needs it.
 #[derive(sqlx::FromRow)]
-struct OwnedKeyRow {
+struct ShownKeyRow {
     #[sqlx(flatten)]
     key: KeyRow,
     #[sqlx(flatten)]
     owner: UserRow,
+}
+
+#[derive(sqlx::FromRow)]
+struct OwnedKeyRow {
+    #[sqlx(flatten)]
+    key: KeyRow,
+    owner_name: String,
+    last_used_at: Option<DateTime<Utc>>,
+}
+
+impl OwnedKeyRow {
+    fn compile(self) -> sqlx::Result<OwnedKey> {
+        let (owner_name, last_used_at) = (self.owner_name, self.last_used_at);
+        Ok(OwnedKey { key: self.key.compile()?.0, owner_name, last_used_at })
+    }
 }
 
 /// An API key with the name of its owner.
@@ -162,6 +243,8 @@ pub struct OwnedKey {
     pub key: ApiKey,
     /// Name of its owner.
     pub owner_name: String,
+    /// When it was last used, to the minute.
+    pub last_used_at: Option<DateTime<Utc>>,
 }
 
 /// Which keys, how many, and from where on.
@@ -181,33 +264,36 @@ pub struct KeyPage {
 pub async fn key_by_hash(db: &Db, hash: &KeyHash) -> sqlx::Result<Option<(ApiKey, Principal)>> {
     const SQL: &str = "SELECT k.id, k.tenant, k.owner, k.name, k.hash, k.limits, k.created_at, k.expires_at,
             k.not_after, k.revoked_at,
-            u.id AS user_id, u.tenant AS user_tenant, u.email, u.roles, u.active, u.tokens_not_before
+            u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active, u.tokens_not_before
         FROM api_keys k JOIN users u ON u.id = k.owner AND u.tenant = k.tenant WHERE k.hash = $1";
-    let row: Option<OwnedKeyRow> = read(|| async {
-        on_db!(db, |pool| sqlx::query_as(SQL).bind(hash.as_slice()).fetch_optional(pool).await)
+    read(|| async {
+        let mut tx = db.begin_read().await?;
+        let row: Option<ShownKeyRow> =
+            on_tx!(&mut tx, |conn| sqlx::query_as(SQL).bind(hash.as_slice()).fetch_optional(conn).await)?;
+        let Some(ShownKeyRow { key, owner }) = row else { return Ok(None) };
+        let (key, _) = key.compile()?;
+        Ok(one_principal(&mut tx, Some(owner)).await?.map(|owner| (key, owner)))
     })
-    .await?;
-    row.map(|row| Ok((row.key.compile()?.0, row.owner.into()))).transpose()
+    .await
 }
 
 /// A key by its id.
 pub async fn key(db: &Db, tenant: &str, id: &str) -> sqlx::Result<Option<OwnedKey>> {
     const SQL: &str = "SELECT k.id, k.tenant, k.owner, k.name, k.hash, k.limits, k.created_at, k.expires_at,
-            k.not_after, k.revoked_at,
-            u.id AS user_id, u.tenant AS user_tenant, u.email, u.roles, u.active, u.tokens_not_before
-        FROM api_keys k JOIN users u ON u.id = k.owner AND u.tenant = k.tenant WHERE k.tenant = $1 AND k.id = $2";
+            k.not_after, k.revoked_at, k.last_used_at, u.email AS owner_name
+        FROM api_keys k JOIN users u ON u.id = k.owner AND u.tenant = k.tenant
+        WHERE k.tenant = $1 AND k.id = $2";
     let row: Option<OwnedKeyRow> = read(|| async {
         on_db!(db, |pool| sqlx::query_as(SQL).bind(tenant).bind(id).fetch_optional(pool).await)
     })
     .await?;
-    row.map(|row| Ok(OwnedKey { key: row.key.compile()?.0, owner_name: row.owner.email })).transpose()
+    row.map(OwnedKeyRow::compile).transpose()
 }
 
 /// Keys of a tenant, newest first.
 pub async fn keys(db: &Db, tenant: &str, page: &KeyPage, now: DateTime<Utc>) -> sqlx::Result<Vec<OwnedKey>> {
     const SQL: &str = "SELECT k.id, k.tenant, k.owner, k.name, k.hash, k.limits, k.created_at, k.expires_at,
-            k.not_after, k.revoked_at,
-            u.id AS user_id, u.tenant AS user_tenant, u.email, u.roles, u.active, u.tokens_not_before
+            k.not_after, k.revoked_at, k.last_used_at, u.email AS owner_name
         FROM api_keys k JOIN users u ON u.id = k.owner AND u.tenant = k.tenant
         WHERE k.tenant = $1
             AND ($2 IS NULL OR k.owner = $2)
@@ -229,9 +315,7 @@ pub async fn keys(db: &Db, tenant: &str, page: &KeyPage, now: DateTime<Utc>) -> 
             .await)
     })
     .await?;
-    rows.into_iter()
-        .map(|row| Ok(OwnedKey { key: row.key.compile()?.0, owner_name: row.owner.email }))
-        .collect()
+    rows.into_iter().map(OwnedKeyRow::compile).collect()
 }
 
 /// Every key that may still be used, of every tenant, with its hash. One that cannot be read counts as absent,
@@ -274,6 +358,22 @@ pub async fn key_and_hash(tx: &mut Tx, id: &str) -> sqlx::Result<Option<(ApiKey,
 
 fn sound(row: KeyRow) -> Option<(ApiKey, KeyHash)> {
     row.compile().inspect_err(|error| tracing::error!(%error, "an API key is left out")).ok()
+}
+
+/// Notes when keys were last used, with one statement. Keys are named with their tenant, since proxies tell of them.
+pub async fn note_uses(db: &Db, uses: &[(String, String, DateTime<Utc>)]) -> sqlx::Result<()> {
+    on_db!(db, |pool| {
+        let mut query = QueryBuilder::new("WITH used (id, tenant, at) AS (");
+        query.push_values(uses, |mut row, (id, tenant, at)| {
+            row.push_bind(id).push_bind(tenant).push_bind(micros(*at));
+        });
+        query.push(
+            ") UPDATE api_keys SET last_used_at = used.at FROM used
+            WHERE api_keys.id = used.id AND api_keys.tenant = used.tenant
+                AND (api_keys.last_used_at IS NULL OR api_keys.last_used_at < used.at)",
+        );
+        query.build().persistent(false).execute(pool).await.map(drop)
+    })
 }
 
 /// How many keys of an owner may still be used.
@@ -336,11 +436,12 @@ pub async fn insert_session(
     tx: &mut Tx,
     user: &Principal,
     session: &NewSession,
+    client_ip: &str,
     now: DateTime<Utc>,
 ) -> sqlx::Result<()> {
     const SQL: &str = "INSERT INTO sessions
-        (id, tenant, user_id, refresh_hash, created_at, expires_at, last_used_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $5)";
+        (id, tenant, user_id, refresh_hash, created_at, expires_at, last_used_at, client_ip)
+        VALUES ($1, $2, $3, $4, $5, $6, $5, $7)";
     on_tx!(tx, |conn| sqlx::query(SQL)
         .bind(session.id)
         .bind(&user.tenant)
@@ -348,6 +449,7 @@ pub async fn insert_session(
         .bind(session.refresh_hash.as_slice())
         .bind(micros(now))
         .bind(micros(session.expires_at))
+        .bind(client_ip)
         .execute(conn)
         .await
         .map(drop))
@@ -365,9 +467,7 @@ pub async fn rotate_session(
         "UPDATE sessions SET refresh_hash = $3, previous_hash = $2, expires_at = $4, last_used_at = $5
         WHERE id = $1 AND refresh_hash = $2 AND ended_at IS NULL AND expires_at > $5
         RETURNING user_id";
-    const USER: &str = "SELECT id AS user_id, tenant AS user_tenant, email, roles, active, tokens_not_before
-        FROM users WHERE id = $1";
-    let user: Option<Uuid> = on_tx!(tx, |conn| sqlx::query_scalar(ROTATE)
+    let user: Option<Uuid> = on_tx!(&mut *tx, |conn| sqlx::query_scalar(ROTATE)
         .bind(new.id)
         .bind(old.as_slice())
         .bind(new.refresh_hash.as_slice())
@@ -376,43 +476,19 @@ pub async fn rotate_session(
         .fetch_optional(conn)
         .await)?;
     let Some(user) = user else { return Ok(None) };
-    let row: UserRow = on_tx!(tx, |conn| sqlx::query_as(USER).bind(user).fetch_one(conn).await)?;
-    Ok(Some(row.into()))
+    principal(tx, user).await
 }
 
-/// Ends a session that lives; answers with its user.
-pub async fn end_session(
-    tx: &mut Tx,
-    id: Uuid,
-    reason: &str,
-    now: DateTime<Utc>,
-) -> sqlx::Result<Option<Principal>> {
-    const END: &str = "UPDATE sessions SET ended_at = $2, ended_reason = $3
-        WHERE id = $1 AND ended_at IS NULL AND expires_at > $2 RETURNING user_id";
-    const USER: &str = "SELECT id AS user_id, tenant AS user_tenant, email, roles, active, tokens_not_before
-        FROM users WHERE id = $1";
-    let user: Option<Uuid> = on_tx!(tx, |conn| sqlx::query_scalar(END)
+/// The user of a session that lives, whoever's it is: for one who shows a refresh token, which names the session only.
+pub async fn session_owner(tx: &mut Tx, id: Uuid, now: DateTime<Utc>) -> sqlx::Result<Option<Principal>> {
+    const SQL: &str = "SELECT user_id FROM sessions WHERE id = $1 AND ended_at IS NULL AND expires_at > $2";
+    let user: Option<Uuid> = on_tx!(&mut *tx, |conn| sqlx::query_scalar(SQL)
         .bind(id)
         .bind(micros(now))
-        .bind(reason)
         .fetch_optional(conn)
         .await)?;
     let Some(user) = user else { return Ok(None) };
-    let row: UserRow = on_tx!(tx, |conn| sqlx::query_as(USER).bind(user).fetch_one(conn).await)?;
-    Ok(Some(row.into()))
-}
-
-/// Ends every session of a user.
-pub async fn end_sessions(tx: &mut Tx, user: Uuid, reason: &str, now: DateTime<Utc>) -> sqlx::Result<()> {
-    const SQL: &str =
-        "UPDATE sessions SET ended_at = $2, ended_reason = $3 WHERE user_id = $1 AND ended_at IS NULL";
-    on_tx!(tx, |conn| sqlx::query(SQL)
-        .bind(user)
-        .bind(micros(now))
-        .bind(reason)
-        .execute(conn)
-        .await
-        .map(drop))
+    principal(tx, user).await
 }
 
 /// The user of a session that lives.
@@ -423,19 +499,20 @@ pub async fn session_user(
     now: DateTime<Utc>,
 ) -> sqlx::Result<Option<Principal>> {
     const SQL: &str =
-        "SELECT u.id AS user_id, u.tenant AS user_tenant, u.email, u.roles, u.active, u.tokens_not_before
-        FROM sessions s JOIN users u ON u.id = s.user_id
+        "SELECT u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active, u.tokens_not_before
+        FROM sessions s JOIN users u ON u.id = s.user_id AND u.tenant = s.tenant
         WHERE s.id = $1 AND s.user_id = $2 AND s.ended_at IS NULL AND s.expires_at > $3";
-    let row: Option<UserRow> = read(|| async {
-        on_db!(db, |pool| sqlx::query_as(SQL)
+    read(|| async {
+        let mut tx = db.begin_read().await?;
+        let row: Option<UserRow> = on_tx!(&mut tx, |conn| sqlx::query_as(SQL)
             .bind(session)
             .bind(user)
             .bind(micros(now))
-            .fetch_optional(pool)
-            .await)
+            .fetch_optional(conn)
+            .await)?;
+        one_principal(&mut tx, row).await
     })
-    .await?;
-    Ok(row.map(Principal::from))
+    .await
 }
 
 /// Forgets sessions that expired before a time.

@@ -263,9 +263,13 @@ pub async fn list(
     db: &Db,
     tenant: &str,
     filter: &ServerFilter,
+    only: Option<&[String]>,
     after: Option<&str>,
     limit: u32,
 ) -> sqlx::Result<Vec<ServerRow>> {
+    if only.is_some_and(<[String]>::is_empty) {
+        return Ok(Vec::new());
+    }
     read(|| async {
         on_db!(db, |pool| {
             let mut query = QueryBuilder::new(format!("SELECT {COLUMNS} FROM servers s WHERE tenant = "));
@@ -280,6 +284,14 @@ pub async fn list(
             }
             if let Some(enabled) = filter.enabled {
                 query.push(" AND enabled = ").push_bind(enabled);
+            }
+            if let Some(names) = only {
+                query.push(" AND name IN (");
+                let mut list = query.separated(", ");
+                for name in names {
+                    list.push_bind(name);
+                }
+                query.push(")");
             }
             if let Some(after) = after {
                 query.push(" AND name > ").push_bind(after);

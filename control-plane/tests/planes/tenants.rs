@@ -67,7 +67,7 @@ async fn count(conn: &mut PgConnection, table: &str) -> i64 {
 }
 
 async fn names(db: &Db, tenant: &str) -> usize {
-    servers::list(db, tenant, &ServerFilter::default(), None, 10).await.unwrap().len()
+    servers::list(db, tenant, &ServerFilter::default(), None, None, 10).await.unwrap().len()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -119,6 +119,7 @@ fn key() -> Key {
         expires_at: at(3600),
         revoked_at: at(60),
         not_after: at(1800),
+        last_used_at: at(120),
     };
     Key::from(key).with_secret("wfl_shown-once".into())
 }
