@@ -16,6 +16,7 @@ const FILES: &[&str] = &[
     "waffles/proxy/v1/proxy.proto",
     "waffles/registry/v1/namespace.proto",
     "waffles/registry/v1/registry.proto",
+    "waffles/tenant/v1/tenant.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -19,6 +19,7 @@ use crate::proxy::ProxyCommand;
 use crate::role::RoleCommand;
 use crate::run::RunArgs;
 use crate::server::ServerCommand;
+use crate::tenant::TenantCommand;
 use crate::user::{ServiceAccountCommand, UserCommand};
 
 const AFTER_HELP: &str = "\
@@ -113,6 +114,9 @@ pub(crate) enum Command {
     Grant(GrantCommand),
     /// Change your password, or set one with a token.
     Passwd(PasswdArgs),
+    /// Tenants, for those who run the whole Waffles.
+    #[command(subcommand)]
+    Tenant(TenantCommand),
     /// The audit trail.
     #[command(subcommand)]
     Audit(AuditCommand),

@@ -19,6 +19,7 @@ use waffles_proto::policy::v1::policy_service_client::PolicyServiceClient;
 use waffles_proto::proxy::v1::proxy_service_client::ProxyServiceClient;
 use waffles_proto::registry::v1::namespace_service_client::NamespaceServiceClient;
 use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
+use waffles_proto::tenant::v1::tenant_service_client::TenantServiceClient;
 
 use crate::args::Global;
 use crate::context::{Context, Store, Tokens};
@@ -85,11 +86,11 @@ impl Chosen {
             let message = format!("there is no context {name} in {}", store.path().display());
             return Err(Failure::usage(message).next("List them with `wafflectl context list`.").into());
         };
-        let own = context.tenant.as_deref().unwrap_or(waffles_core::DEFAULT_TENANT);
+        let own = context.tenant();
         if let Some(tenant) = global.tenant.as_deref().filter(|tenant| *tenant != own) {
             let message = format!("context {name} is for tenant {own}, not {tenant}");
             let next = format!(
-                "Log in to it under a name of its own: `wafflectl --tenant {tenant} --context {tenant} login`."
+                "Log in to it: `wafflectl --tenant {tenant} login`. If there are several contexts for it, name one with --context."
             );
             return Err(Failure::usage(message).next(next).into());
         }
@@ -243,6 +244,11 @@ impl Client {
     /// Grants.
     pub(crate) fn grants(&self) -> GrantServiceClient<Link> {
         GrantServiceClient::new(self.wire())
+    }
+
+    /// Tenants.
+    pub(crate) fn tenants(&self) -> TenantServiceClient<Link> {
+        TenantServiceClient::new(self.wire())
     }
 
     /// The audit trail.

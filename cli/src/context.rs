@@ -73,6 +73,13 @@ pub(crate) struct Tokens {
     pub(crate) refresh_expires_at: DateTime<Utc>,
 }
 
+impl Context {
+    /// The tenant that its credential is of.
+    pub(crate) fn tenant(&self) -> &str {
+        self.tenant.as_deref().unwrap_or(waffles_core::DEFAULT_TENANT)
+    }
+}
+
 // Secrets do not serialise by themselves. This file is the one place where they are meant to be written.
 fn exposed<S: serde::Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(secret.expose_secret())
@@ -177,13 +184,29 @@ impl Store {
 }
 
 impl Contexts {
-    /// The name of the context in use: the one asked for, else the current one, else the only one.
+    /// The name of the context in use: the one asked for, else the current one, else the only one. Where that one is of
+    /// another tenant than the one asked for, the one of that tenant at the same control plane, if there is one and no other.
     pub(crate) fn chosen(&self, global: &Global) -> Option<String> {
         let only = || match self.contexts.len() {
             1 => self.contexts.keys().next().cloned(),
             _ => None,
         };
-        global.context.clone().or_else(|| self.current.clone()).or_else(only)
+        if let Some(name) = &global.context {
+            return Some(name.clone());
+        }
+        let name = self.current.clone().or_else(only)?;
+        let (Some(tenant), Some(context)) = (global.tenant.as_deref(), self.contexts.get(&name)) else {
+            return Some(name);
+        };
+        if context.tenant() == tenant {
+            return Some(name);
+        }
+        let there = |(_, other): &(&String, &Context)| other.tenant() == tenant && other.grpc == context.grpc;
+        let mut found = self.contexts.iter().filter(there);
+        match (found.next(), found.next()) {
+            (Some((other, _)), None) => Some(other.clone()),
+            _ => Some(name),
+        }
     }
 }
 
@@ -286,6 +309,24 @@ mod tests {
         global.context = None;
         contexts.current = None;
         assert_eq!(contexts.chosen(&global).as_deref(), Some("local"));
+    }
+
+    #[test]
+    fn a_tenant_finds_the_context_that_is_in_it() {
+        let mut contexts = contexts();
+        let other =
+            |grpc: &str| Context { grpc: grpc.into(), tenant: Some("acme".into()), ..Context::default() };
+        contexts.contexts.insert("elsewhere".into(), other("http://elsewhere:8082"));
+        let acme = Global { tenant: Some("acme".into()), ..Global::default() };
+        assert_eq!(contexts.chosen(&acme).as_deref(), Some("local"), "one elsewhere is not meant");
+        contexts.contexts.insert("theirs".into(), other("http://127.0.0.1:8082"));
+        assert_eq!(contexts.chosen(&acme).as_deref(), Some("theirs"));
+        let default = Global { tenant: Some("default".into()), ..Global::default() };
+        assert_eq!(contexts.chosen(&default).as_deref(), Some("local"));
+        let named = Global { context: Some("local".into()), ..acme.clone() };
+        assert_eq!(contexts.chosen(&named).as_deref(), Some("local"), "a context that is named is used");
+        contexts.contexts.insert("theirs-too".into(), other("http://127.0.0.1:8082"));
+        assert_eq!(contexts.chosen(&acme).as_deref(), Some("local"), "of two it is neither");
     }
 
     #[test]

@@ -100,8 +100,25 @@ pub(crate) fn secret_env(name: &str) -> anyhow::Result<Option<SecretString>> {
 pub(crate) async fn login(global: &Global, args: LoginArgs) -> anyhow::Result<()> {
     let store = Store::locate(global)?;
     let contexts = store.load()?;
-    let name = contexts.chosen(global).unwrap_or_else(|| DEFAULT_CONTEXT.to_owned());
+    let mut name = contexts.chosen(global).unwrap_or_else(|| DEFAULT_CONTEXT.to_owned());
     let mut context = contexts.contexts.get(&name).cloned().unwrap_or_default();
+    if let Some(tenant) =
+        global.tenant.as_ref().filter(|tenant| !context.grpc.is_empty() && **tenant != context.tenant())
+    {
+        // The log-in of one tenant does not take the place of another's: it gets a context of its own, at the same place.
+        if global.context.is_some() || contexts.contexts.contains_key(tenant) {
+            let message = format!("context {name} is for tenant {}, not {tenant}", context.tenant());
+            return Err(Failure::usage(message)
+                .next(format!(
+                    "Name a context for it: `wafflectl --tenant {tenant} --context NAME login --grpc {}`.",
+                    context.grpc
+                ))
+                .into());
+        }
+        let Context { grpc, http, mcp, .. } = context;
+        context = Context { grpc, http, mcp, tenant: Some(tenant.clone()), ..Context::default() };
+        name.clone_from(tenant);
+    }
     // Its key would be lost, and may be the only one there is.
     if let Some(grpc) = args.grpc.as_ref().filter(|grpc| !context.grpc.is_empty() && **grpc != context.grpc) {
         let message = format!("context {name} is for {}, not {grpc}", context.grpc);

@@ -30,6 +30,7 @@ mod role;
 mod run;
 mod server;
 mod stdio;
+mod tenant;
 mod up;
 mod user;
 
@@ -80,6 +81,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Role(command) => role::run(&global, command).await,
         Command::Grant(command) => grant::run(&global, command).await,
         Command::Passwd(args) => passwd::run(&global, args).await,
+        Command::Tenant(command) => tenant::run(&global, command).await,
         Command::Audit(command) => audit::run(&global, command).await,
         Command::Proxy(command) => proxy::run(&global, command).await,
         Command::Call(args) => call::run(&global, args).await,

@@ -42,6 +42,7 @@ use crate::secrets::Secrets;
 use crate::services::Services;
 use crate::store::changes::{self, Claim};
 use crate::store::{self, Db, OpenError};
+use crate::tenants::Tenants;
 use crate::upkeep::{self, Pulse, Upkeep};
 use crate::usage;
 
@@ -142,6 +143,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         audit: Audit::new(db.clone(), identity.usage().clone()),
         proxies: Proxies::new(db.clone(), discovery.clone()),
         enrolment,
+        tenants: Tenants::new(db.clone(), identity.clone(), discovery.clone()),
         identity,
     };
     // A published port of a container is `localhost` to its user, and nobody can rebind that name.

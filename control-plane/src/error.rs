@@ -10,7 +10,7 @@ use waffles_core::credential::RandomFailed;
 use waffles_core::seal::SealError;
 use waffles_runtime::telemetry;
 
-/// A service's refusal or failure. Whatever stands in the first five variants is shown to the caller; the
+/// A service's refusal or failure. Whatever stands in the first six variants is shown to the caller; the
 /// causes of the last two are only logged.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -20,6 +20,16 @@ pub enum Error {
     /// It exists already. A whole sentence without a full stop.
     #[error("{0}")]
     Conflict(String),
+    /// The tenant has as much as it may have.
+    #[error("this tenant has {most} {things}, as many as it may have (the limit {limit})")]
+    Full {
+        /// The name of the limit.
+        limit: &'static str,
+        /// What it is.
+        most: u64,
+        /// Of what.
+        things: &'static str,
+    },
     /// Someone else changed it since the actor read it.
     #[error("it was changed meanwhile and is at version {current} now; read it again")]
     Stale {
@@ -71,6 +81,7 @@ impl Error {
         match self {
             Self::NotFound(_) => "not_found",
             Self::Conflict(_) => "conflict",
+            Self::Full { .. } => "limit_reached",
             Self::Stale { .. } => "stale",
             Self::Invalid(_) => "invalid",
             Self::Unauthenticated => "unauthenticated",
@@ -108,6 +119,7 @@ impl Error {
         let code = match &self {
             Self::NotFound(_) => Code::NotFound,
             Self::Conflict(_) => Code::AlreadyExists,
+            Self::Full { .. } => Code::ResourceExhausted,
             Self::Stale { .. } => Code::Aborted,
             Self::Invalid(_) => Code::InvalidArgument,
             Self::Unauthenticated => Code::Unauthenticated,

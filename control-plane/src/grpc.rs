@@ -11,6 +11,7 @@ mod principals;
 mod proxies;
 mod proxy;
 mod registry;
+mod tenants;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use waffles_proto::proxy::v1::enrolment_service_server::EnrolmentServiceServer;
 use waffles_proto::proxy::v1::proxy_service_server::ProxyServiceServer;
 use waffles_proto::registry::v1::namespace_service_server::NamespaceServiceServer;
 use waffles_proto::registry::v1::registry_service_server::RegistryServiceServer;
+use waffles_proto::tenant::v1::tenant_service_server::TenantServiceServer;
 use waffles_runtime::drain::Drain;
 use waffles_runtime::host::{Foreign, Hosts};
 
@@ -88,6 +90,7 @@ pub fn router(
         .add_service(limited!(RegistryServiceServer, registry::Servers::new(services.registry.clone())))
         .add_service(limited!(NamespaceServiceServer, namespaces::Realms::new(services.namespaces.clone())))
         .add_service(limited!(PolicyServiceServer, policy::Rules::new(&services, parts.drain.clone())))
+        .add_service(limited!(TenantServiceServer, tenants::Estates::new(services.tenants.clone())))
         .add_service(limited!(AuditServiceServer, audit::Trail::new(&services, parts.drain.clone())))
         .add_service(limited!(ProxyServiceServer, proxies::Fleet::new(&services)))
         .add_service(limited!(EnrolmentServiceServer, enrolment::Door::new(services.enrolment.clone())))

@@ -2,6 +2,7 @@
 //! who is there at the first start.
 
 mod accounts;
+mod founder;
 mod grants;
 mod groups;
 mod holding;

@@ -19,8 +19,10 @@ pub mod identity;
 pub mod namespaces;
 pub mod policy;
 pub mod proxies;
+pub mod quota;
 pub mod registry;
 pub mod services;
+pub mod tenants;
 pub mod upkeep;
 pub mod usage;
 

@@ -48,15 +48,7 @@ impl Namespaces {
             let servers = store::all_servers(&mut tx, tenant).await?;
             let members: Vec<(Uuid, Member)> =
                 servers.into_iter().map(|(id, name)| (id, Member::whole(name))).collect();
-            let namespace = made(tenant, NamespaceSpec::first());
-            // Another replica that starts just now may have been faster.
-            if store::insert(&mut tx, &namespace).await? {
-                let members: Vec<_> = members.iter().map(|(id, member)| (*id, member)).collect();
-                store::put_members(&mut tx, tenant, namespace.id, &members).await?;
-                let ctx = OpCtx::system_of(tenant);
-                note(&mut tx, &ctx, "namespace.create", &namespace.spec.name, detail(&namespace)).await?;
-                append(&mut tx, namespace.id, false).await?;
-            }
+            first(&mut tx, &OpCtx::system_of(tenant), &members).await?;
         }
         tx.commit().await?;
         if !tenants.is_empty() {
@@ -240,6 +232,19 @@ impl Namespaces {
         self.discovery.poke();
         Ok(())
     }
+}
+
+/// Makes the namespace `default` of the actor's tenant, within the transaction of whoever found that it lacks it.
+pub(crate) async fn first(tx: &mut Tx, ctx: &OpCtx, members: &[(Uuid, Member)]) -> Result<(), Error> {
+    let namespace = made(ctx.tenant(), NamespaceSpec::first());
+    // Another replica that starts just now may have been faster.
+    if store::insert(tx, &namespace).await? {
+        let members: Vec<_> = members.iter().map(|(id, member)| (*id, member)).collect();
+        store::put_members(tx, ctx.tenant(), namespace.id, &members).await?;
+        note(tx, ctx, "namespace.create", &namespace.spec.name, detail(&namespace)).await?;
+        append(tx, namespace.id, false).await?;
+    }
+    Ok(())
 }
 
 async fn note(tx: &mut Tx, ctx: &OpCtx, action: &str, name: &str, detail: Value) -> Result<(), Error> {

@@ -19,6 +19,7 @@ use crate::authz::OpCtx;
 use crate::discovery::Discovery;
 use crate::error::Error;
 use crate::page::{Page, Paged};
+use crate::quota::{self, Limited};
 use crate::store::namespaces::{self, Touched};
 use crate::store::servers::{self, Broken, NameClaim, ServerRow};
 use crate::store::{Db, Tx, changes, eras, grants};
@@ -87,6 +88,7 @@ impl Registry {
         let sealed = servers::seal(&self.seal, server.id, &server.credential)?;
         let mut tx = self.db.of(ctx.tenant()).begin().await?;
         namespaces::lock(&mut tx, &server.tenant).await?;
+        quota::admit(&mut tx, &server.tenant, Limited::Servers).await?;
         match servers::claim_name(&mut tx, &server.tenant, name, server.id).await? {
             NameClaim::Granted => {}
             NameClaim::Taken => return Err(Error::Conflict(format!("there is a server {name} already"))),

@@ -12,6 +12,7 @@ mod principals;
 mod problem;
 mod servers;
 mod sessions;
+mod tenants;
 #[cfg(test)]
 mod tests;
 
@@ -68,6 +69,7 @@ struct Door {
         (name = "api-keys", description = "Keys for programs"),
         (name = "servers", description = "Registered MCP servers"),
         (name = "policy", description = "Rules, their versions, and what they come to"),
+        (name = "tenants", description = "Tenants, for those who run the whole Waffles"),
         (name = "audit", description = "What happened"),
         (name = "proxies", description = "Running data planes"),
         (name = "status", description = "How the control plane is doing")
@@ -143,6 +145,11 @@ fn parts() -> (Router<Arc<Door>>, OpenApi) {
         .routes(routes!(policy::rollback))
         .routes(routes!(policy::explain))
         .routes(routes!(policy::diff))
+        .routes(routes!(tenants::list, tenants::create))
+        .routes(routes!(tenants::get))
+        .routes(routes!(tenants::suspend))
+        .routes(routes!(tenants::resume))
+        .routes(routes!(tenants::set_limits))
         .routes(routes!(observe::search))
         .routes(routes!(observe::list_proxies))
         .routes(routes!(observe::get_proxy))

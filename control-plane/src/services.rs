@@ -8,6 +8,7 @@ use crate::policy::Policy;
 use crate::proxies::Proxies;
 use crate::registry::Registry;
 use crate::store::Db;
+use crate::tenants::Tenants;
 
 /// The services that handlers call.
 #[derive(Clone)]
@@ -21,4 +22,5 @@ pub struct Services {
     pub audit: Audit,
     pub proxies: Proxies,
     pub enrolment: Enrolment,
+    pub tenants: Tenants,
 }

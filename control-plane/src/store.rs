@@ -18,6 +18,7 @@ pub mod rules;
 mod scope;
 pub mod servers;
 pub mod sessions;
+pub mod tenants;
 pub mod tools;
 
 use std::future::Future;

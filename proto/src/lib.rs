@@ -41,3 +41,9 @@ pub mod registry {
         include!(concat!(env!("OUT_DIR"), "/waffles.registry.v1.rs"));
     }
 }
+
+pub mod tenant {
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/waffles.tenant.v1.rs"));
+    }
+}

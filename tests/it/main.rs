@@ -34,6 +34,7 @@ mod ssrf;
 mod stdio;
 mod streaming;
 mod subscriptions;
+mod tenants;
 mod tls;
 mod tokens;
 mod up;

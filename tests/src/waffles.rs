@@ -11,11 +11,16 @@ use tonic::transport::{Channel, Endpoint};
 use waffles_proto::audit::v1::audit_service_client::AuditServiceClient;
 use waffles_proto::audit::v1::{Event, EventFilter, SearchEventsRequest};
 use waffles_proto::auth::v1::auth_service_client::AuthServiceClient;
-use waffles_proto::auth::v1::{CreateApiKeyRequest, KeyLimits, LoginRequest, RevokeApiKeyRequest, Tokens};
+use waffles_proto::auth::v1::principal_service_client::PrincipalServiceClient;
+use waffles_proto::auth::v1::{
+    CreateApiKeyRequest, KeyLimits, LoginRequest, RevokeApiKeyRequest, SetPasswordRequest, Tokens,
+};
 use waffles_proto::proxy::v1::proxy_service_client::ProxyServiceClient;
 use waffles_proto::proxy::v1::{ListProxiesRequest, ListProxiesResponse, Proxy};
 use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
 use waffles_proto::registry::v1::{self as registry, CreateServerRequest, Server, ServerSpec};
+use waffles_proto::tenant::v1::CreateTenantRequest;
+use waffles_proto::tenant::v1::tenant_service_client::TenantServiceClient;
 
 use crate::programs::{ControlPlane, ControlPlaneOptions, DataPlane, DataPlaneOptions};
 use crate::{McpClient, PATIENCE, eventually};
@@ -48,6 +53,16 @@ pub struct Key {
     pub id: String,
     /// The whole key (`wfl_…`).
     pub secret: String,
+}
+
+/// A tenant beside `default`, and its admin.
+#[derive(Debug, Clone)]
+pub struct Tenant {
+    pub id: String,
+    pub email: String,
+    pub password: String,
+    /// A key of its admin.
+    pub key: Key,
 }
 
 /// A running Waffles. Its parts are killed when it is dropped.
@@ -120,6 +135,33 @@ impl Waffles {
     /// A client of the proxies' register with the admin's key.
     pub fn roster(&self) -> ProxyServiceClient<Authorized> {
         ProxyServiceClient::new(self.authorized(&self.admin.secret))
+    }
+
+    /// A client of the tenants with the admin's key.
+    pub fn tenants(&self) -> TenantServiceClient<Authorized> {
+        TenantServiceClient::new(self.authorized(&self.admin.secret))
+    }
+
+    /// Makes a tenant whose admin has set a password and made a key of the name `k`.
+    pub async fn add_tenant(&self, id: &str) -> Tenant {
+        let (email, password) = ("admin@tenant.example".to_owned(), format!("the password of {id}"));
+        let request =
+            CreateTenantRequest { id: id.to_owned(), admin_email: email.clone(), ..Default::default() };
+        let made = self.tenants().create_tenant(request).await.expect("a tenant can be made").into_inner();
+        let request = SetPasswordRequest { token: made.password_token, password: password.clone() };
+        let mut principals = PrincipalServiceClient::new(self.channel.clone());
+        principals.set_password(request).await.expect("the token sets a password");
+        let tokens = login_in(&self.channel, id, &email, &password).await.expect("its admin can log in");
+        let key = new_key(&self.channel, &tokens.access_token, "k", KeyLimits::default())
+            .await
+            .expect("its admin can make a key");
+        self.settled().await;
+        Tenant { id: id.to_owned(), email, password, key }
+    }
+
+    /// The channel to the control plane, without a credential.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     /// The control plane's gRPC with another credential.
@@ -262,8 +304,18 @@ pub fn channel(url: &str) -> Channel {
 
 /// Exchanges a password for tokens.
 pub async fn login(channel: &Channel, email: &str, password: &str) -> Result<Tokens, tonic::Status> {
-    let request =
-        LoginRequest { email: email.to_owned(), password: password.to_owned(), tenant: String::new() };
+    login_in(channel, "", email, password).await
+}
+
+/// Exchanges the password of an account in a tenant for tokens.
+pub async fn login_in(
+    channel: &Channel,
+    tenant: &str,
+    email: &str,
+    password: &str,
+) -> Result<Tokens, tonic::Status> {
+    let (email, password, tenant) = (email.to_owned(), password.to_owned(), tenant.to_owned());
+    let request = LoginRequest { email, password, tenant };
     let answer = AuthServiceClient::new(channel.clone()).login(request).await?;
     answer.into_inner().tokens.ok_or_else(|| tonic::Status::internal("no tokens in the answer"))
 }

@@ -19,12 +19,14 @@ pub(crate) use enrolment::{Authority, JoinToken};
 pub(crate) use namespace::Namespace;
 pub(crate) use policy::{Explanation, Finding, PolicyVersion, RuleChange, StoredRule, TestResult, Trial};
 pub(crate) use stdio::{Imported, Running, StdioProgram};
+pub(crate) use tenant::Tenant;
 
 mod access;
 mod enrolment;
 mod namespace;
 mod policy;
 mod stdio;
+mod tenant;
 
 fn list(items: &[String]) -> String {
     items.join(", ")

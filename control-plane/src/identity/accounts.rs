@@ -15,6 +15,7 @@ use crate::authz::OpCtx;
 use crate::error::Error;
 use crate::identity::{Identity, next_second};
 use crate::page::{Page, Paged};
+use crate::quota::{self, Limited};
 use crate::store::accounts::{self as store, Account, AccountPage, Named};
 use crate::store::{Tx, sessions};
 
@@ -121,6 +122,9 @@ impl Identity {
             return Ok(account);
         }
         let (now, id, tenant) = (micros(Utc::now()), account.principal.id, ctx.tenant());
+        if active {
+            quota::admit(&mut tx, tenant, Limited::Principals).await?;
+        }
         let admins = self.admins(&mut tx, tenant).await?;
         // Tokens of before stay refused when the account is taken up again.
         let not_before = next_second(now);
@@ -160,7 +164,7 @@ impl Identity {
         found.ok_or_else(|| missing(kind, name))
     }
 
-    async fn insert(
+    pub(super) async fn insert(
         &self,
         tx: &mut Tx,
         ctx: &OpCtx,
@@ -168,6 +172,7 @@ impl Identity {
         name: String,
         display_name: &str,
     ) -> Result<Account, Error> {
+        quota::admit(tx, ctx.tenant(), Limited::Principals).await?;
         let now = micros(Utc::now());
         let principal = Principal {
             id: Uuid::now_v7(),
@@ -219,7 +224,7 @@ fn display_problems(name: &str) -> Vec<FieldError> {
 }
 
 /// The form of an address, as far as one can tell without sending to it: no spaces, one `@` with something on each side.
-fn is_email(text: &str) -> bool {
+pub(super) fn is_email(text: &str) -> bool {
     let sound = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_graphic() && c != '@');
     text.len() <= EMAIL_MOST
         && text.split_once('@').is_some_and(|(local, domain)| sound(local) && sound(domain))

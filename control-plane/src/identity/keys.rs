@@ -15,6 +15,7 @@ use crate::authz::OpCtx;
 use crate::error::Error;
 use crate::identity::Identity;
 use crate::page::{Page, Paged};
+use crate::quota::{self, Limited};
 use crate::store::principals::{self as store, KeyPage, OwnedKey};
 use crate::store::{Tx, changes};
 
@@ -97,7 +98,8 @@ impl Identity {
         })
         .map_err(|pattern| Error::invalid("limits.tools", format!("cannot read {pattern}")))?;
         let hash = self.pepper.hash(generated.text.expose_secret());
-        if store::count_live_keys(&mut tx, key.owner, now).await? >= LIVE_MOST {
+        quota::admit(&mut tx, ctx.tenant(), Limited::ApiKeys).await?;
+        if store::count_live_keys(&mut tx, &key.tenant, key.owner, now).await? >= LIVE_MOST {
             return Err(Error::Conflict(format!("there are {LIVE_MOST} keys already; revoke some first")));
         }
         store::insert_key(&mut tx, &key, &hash).await?;

@@ -29,6 +29,7 @@ use crate::registry::Registry;
 use crate::secrets::Secrets;
 use crate::store::Db;
 use crate::store::{DbConfig, on_tx, principals};
+use crate::tenants::Tenants;
 
 /// A control plane without ports.
 struct World {
@@ -70,8 +71,9 @@ impl World {
             namespaces: Namespaces::new(db.clone(), discovery.clone()),
             policy: crate::policy::Policy::new(db.clone(), discovery.clone()),
             audit: Audit::new(db.clone(), identity.usage().clone()),
-            proxies: Proxies::new(db.clone(), discovery),
             enrolment: Enrolment::new(db.clone(), &secrets, channel),
+            proxies: Proxies::new(db.clone(), discovery.clone()),
+            tenants: Tenants::new(db.clone(), identity.clone(), discovery),
             identity,
             db,
         };

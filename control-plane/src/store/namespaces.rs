@@ -421,7 +421,7 @@ async fn complete(tx: &mut Tx, rows: Vec<NamespaceRow>) -> sqlx::Result<Vec<Name
         let found: Vec<(Uuid, String, Json<MemberDoc>)> = on_tx!(&mut *tx, |conn| {
             let mut query = QueryBuilder::new(
                 "SELECT m.namespace_id, s.name, m.member FROM namespace_servers m
-                    JOIN servers s ON s.id = m.server_id WHERE m.namespace_id IN (",
+                    JOIN servers s ON s.id = m.server_id AND s.tenant = m.tenant WHERE m.namespace_id IN (",
             );
             let mut list = query.separated(", ");
             for row in rows {

@@ -26,9 +26,10 @@ pub(super) struct UserRow {
     tokens_not_before: Option<DateTime<Utc>>,
 }
 
-/// The columns of a principal, of `users u`.
+/// The columns of a principal, of `users u`. Nobody in a suspended tenant is active.
 pub(super) const USER: &str =
-    "u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active, u.tokens_not_before";
+    "u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active AND NOT EXISTS (SELECT 1 FROM tenants t
+        WHERE t.id = u.tenant AND t.suspended_at IS NOT NULL) AS active, u.tokens_not_before";
 
 impl From<UserRow> for Principal {
     fn from(row: UserRow) -> Self {
@@ -86,7 +87,8 @@ pub async fn principals(tx: &mut Tx, ids: Option<&[Uuid]>) -> sqlx::Result<Vec<P
 /// One principal.
 pub async fn principal(tx: &mut Tx, id: Uuid) -> sqlx::Result<Option<Principal>> {
     const SQL: &str =
-        "SELECT u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active, u.tokens_not_before
+        "SELECT u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active AND NOT EXISTS (SELECT 1 FROM tenants t
+                WHERE t.id = u.tenant AND t.suspended_at IS NOT NULL) AS active, u.tokens_not_before
         FROM users u WHERE u.id = $1";
     let row: Option<UserRow> =
         on_tx!(&mut *tx, |conn| sqlx::query_as(SQL).bind(id).fetch_optional(conn).await)?;
@@ -100,7 +102,8 @@ pub async fn user_by_email(
     email: &str,
 ) -> sqlx::Result<Option<(Principal, Option<String>)>> {
     const SQL: &str =
-        "SELECT u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active, u.tokens_not_before,
+        "SELECT u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active AND NOT EXISTS (SELECT 1 FROM tenants t
+                WHERE t.id = u.tenant AND t.suspended_at IS NOT NULL) AS active, u.tokens_not_before,
             u.password_hash
         FROM users u WHERE u.tenant = $1 AND u.email = $2 AND u.kind = 'user'";
     read(|| async {
@@ -264,7 +267,8 @@ pub struct KeyPage {
 pub async fn key_by_hash(db: &Db, hash: &KeyHash) -> sqlx::Result<Option<(ApiKey, Principal)>> {
     const SQL: &str = "SELECT k.id, k.tenant, k.owner, k.name, k.hash, k.limits, k.created_at, k.expires_at,
             k.not_after, k.revoked_at,
-            u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active, u.tokens_not_before
+            u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active AND NOT EXISTS (SELECT 1 FROM tenants t
+                WHERE t.id = u.tenant AND t.suspended_at IS NOT NULL) AS active, u.tokens_not_before
         FROM api_keys k JOIN users u ON u.id = k.owner AND u.tenant = k.tenant WHERE k.hash = $1";
     read(|| async {
         let mut tx = db.begin_read().await?;
@@ -377,11 +381,21 @@ pub async fn note_uses(db: &Db, uses: &[(String, String, DateTime<Utc>)]) -> sql
 }
 
 /// How many keys of an owner may still be used.
-pub async fn count_live_keys(tx: &mut Tx, owner: Uuid, now: DateTime<Utc>) -> sqlx::Result<i64> {
+pub async fn count_live_keys(
+    tx: &mut Tx,
+    tenant: &str,
+    owner: Uuid,
+    now: DateTime<Utc>,
+) -> sqlx::Result<i64> {
     const SQL: &str = "SELECT count(*) FROM api_keys
-        WHERE owner = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)
-            AND (not_after IS NULL OR not_after > $2)";
-    on_tx!(tx, |conn| sqlx::query_scalar(SQL).bind(owner).bind(micros(now)).fetch_one(conn).await)
+        WHERE tenant = $1 AND owner = $2 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $3)
+            AND (not_after IS NULL OR not_after > $3)";
+    on_tx!(tx, |conn| sqlx::query_scalar(SQL)
+        .bind(tenant)
+        .bind(owner)
+        .bind(micros(now))
+        .fetch_one(conn)
+        .await)
 }
 
 /// Writes a new key.
@@ -499,7 +513,8 @@ pub async fn session_user(
     now: DateTime<Utc>,
 ) -> sqlx::Result<Option<Principal>> {
     const SQL: &str =
-        "SELECT u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active, u.tokens_not_before
+        "SELECT u.id AS user_id, u.tenant AS user_tenant, u.kind, u.email, u.active AND NOT EXISTS (SELECT 1 FROM tenants t
+                WHERE t.id = u.tenant AND t.suspended_at IS NOT NULL) AS active, u.tokens_not_before
         FROM sessions s JOIN users u ON u.id = s.user_id AND u.tenant = s.tenant
         WHERE s.id = $1 AND s.user_id = $2 AND s.ended_at IS NULL AND s.expires_at > $3";
     read(|| async {

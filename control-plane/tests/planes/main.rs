@@ -12,6 +12,7 @@
 
 mod audit;
 mod auth;
+mod crossing;
 mod discovery;
 mod doors;
 mod enrolled;

@@ -1,8 +1,9 @@
-//! Tenants are kept apart by the database itself, on Postgres: what a statement that forgot its tenant, or names another
-//! one, sees.
+//! Tenants over gRPC, and how the database itself keeps them apart, on Postgres: what a statement that forgot its tenant, or
+//! names another one, sees.
 
 use chrono::Utc;
 use sqlx::{Connection as _, PgConnection};
+use tonic::Code;
 use uuid::Uuid;
 use waffles_control_plane::store::servers::{self, ServerFilter};
 use waffles_control_plane::store::{Db, DbConfig, OpenError, audit};
@@ -10,7 +11,168 @@ use waffles_control_plane::upkeep;
 use waffles_core::audit::{Event, micros};
 use waffles_core::server::{Credential, Server, Spec};
 
-use super::{Database, Plane};
+use waffles_proto::auth::v1 as auth;
+use waffles_proto::auth::v1::auth_service_client::AuthServiceClient;
+use waffles_proto::auth::v1::grant_service_client::GrantServiceClient;
+use waffles_proto::auth::v1::principal_service_client::PrincipalServiceClient;
+use waffles_proto::auth::v1::role_service_client::RoleServiceClient;
+use waffles_proto::policy::v1 as policy;
+use waffles_proto::registry::v1 as registry;
+use waffles_proto::registry::v1::namespace_service_client::NamespaceServiceClient;
+use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
+use waffles_proto::tenant::v1 as pb;
+use waffles_proto::tenant::v1::tenant_service_client::TenantServiceClient;
+
+use super::{Database, Operator, Plane, spec};
+
+const PASSWORD: &str = "a password of a tenant";
+
+/// A tenant that has one of everything.
+pub struct Settler {
+    pub tenant: String,
+    pub admin: Operator,
+    /// An API key of its admin.
+    pub key: String,
+    /// What every name in it begins with.
+    prefix: String,
+    /// The ids of its things, and beside each one that nobody ever had.
+    ids: Vec<(String, String)>,
+}
+
+impl Settler {
+    /// Stands in every text that a tenant of this prefix writes of its own things.
+    fn mark(prefix: &str) -> String {
+        format!("{prefix} keeps this to itself")
+    }
+
+    /// Whether a text shows what is this tenant's.
+    pub fn is_shown_in(&self, text: &str) -> bool {
+        text.contains(&Self::mark(&self.prefix))
+    }
+
+    /// Another tenant, and our own.
+    pub async fn two(plane: &Plane) -> (Self, Self) {
+        let platform = plane.sign_in().await;
+        let theirs = Self::settle(plane, &platform, "globex", "zeta").await;
+        (theirs, Self::settle(plane, &platform, "acme", "ours").await)
+    }
+
+    /// A tenant whose admin has set a password.
+    pub async fn found(
+        plane: &Plane,
+        platform: &Operator,
+        tenant: &str,
+        limits: Option<pb::TenantLimits>,
+    ) -> Operator {
+        let request = pb::CreateTenantRequest {
+            id: tenant.into(),
+            description: String::new(),
+            admin_email: "admin@example.com".into(),
+            limits,
+        };
+        let mut tenants = TenantServiceClient::new(plane.channel().await);
+        let made = tenants.create_tenant(platform.ask(request)).await.unwrap().into_inner();
+        let request = auth::SetPasswordRequest { token: made.password_token, password: PASSWORD.into() };
+        PrincipalServiceClient::new(plane.channel().await).set_password(request).await.unwrap();
+        let login =
+            auth::LoginRequest { email: made.admin_email, password: PASSWORD.into(), tenant: tenant.into() };
+        let session = AuthServiceClient::new(plane.channel().await).login(login).await.unwrap().into_inner();
+        Operator { token: session.tokens.unwrap().access_token, channel: plane.channel().await }
+    }
+
+    async fn settle(plane: &Plane, platform: &Operator, tenant: &str, prefix: &str) -> Self {
+        let admin = Self::found(plane, platform, tenant, None).await;
+        let mark = || Self::mark(prefix);
+        let name = |what: &str| format!("{prefix}-{what}");
+        let mut ids = Vec::new();
+
+        let request = auth::CreateApiKeyRequest { name: mark(), ..Default::default() };
+        let mut keys = AuthServiceClient::new(admin.channel.clone());
+        let key = keys.create_api_key(admin.ask(request)).await.unwrap().into_inner();
+        ids.push(key.api_key.unwrap().id);
+
+        let server = registry::ServerSpec { description: mark(), ..spec(&name("maps")) };
+        let request = registry::CreateServerRequest { spec: Some(server), disabled: false };
+        let mut servers = RegistryServiceClient::new(admin.channel.clone());
+        let made = servers.create_server(admin.ask(request)).await.unwrap().into_inner();
+        ids.push(made.server.unwrap().id);
+        let namespace =
+            registry::NamespaceSpec { name: name("team"), description: mark(), ..Default::default() };
+        let request = registry::CreateNamespaceRequest { spec: Some(namespace) };
+        let mut namespaces = NamespaceServiceClient::new(admin.channel.clone());
+        let made = namespaces.create_namespace(admin.ask(request)).await.unwrap().into_inner();
+        ids.push(made.namespace.unwrap().id);
+
+        let mut principals = PrincipalServiceClient::new(admin.channel.clone());
+        let request = auth::CreateUserRequest {
+            email: format!("{prefix}@example.com"),
+            display_name: mark(),
+            valid_for: None,
+        };
+        let made = principals.create_user(admin.ask(request)).await.unwrap().into_inner();
+        ids.push(made.user.unwrap().id);
+        let request = auth::CreateServiceAccountRequest { name: name("bot"), display_name: mark() };
+        let made = principals.create_service_account(admin.ask(request)).await.unwrap().into_inner();
+        ids.push(made.service_account.unwrap().id);
+        let request = auth::CreateGroupRequest { name: name("crew"), description: mark() };
+        principals.create_group(admin.ask(request)).await.unwrap();
+        let request = auth::AddGroupMemberRequest { group: name("crew"), member: name("bot") };
+        principals.add_group_member(admin.ask(request)).await.unwrap();
+        let request = auth::ListSessionsRequest::default();
+        let sessions = principals.list_sessions(admin.ask(request)).await.unwrap().into_inner().sessions;
+        ids.extend(sessions.into_iter().map(|session| session.id));
+
+        let request = auth::CreateRoleRequest {
+            name: name("role"),
+            description: mark(),
+            permissions: vec!["servers:read".into()],
+        };
+        let mut roles = RoleServiceClient::new(admin.channel.clone());
+        roles.create_role(admin.ask(request)).await.unwrap();
+        let request = auth::CreateGrantRequest {
+            role: name("role"),
+            holder: Some(auth::GrantHolder { who: Some(auth::grant_holder::Who::Group(name("crew"))) }),
+            scope: Some(policy::Scope { kind: Some(policy::scope::Kind::Server(name("maps"))) }),
+        };
+        let mut grants = GrantServiceClient::new(admin.channel.clone());
+        let made = grants.create_grant(admin.ask(request)).await.unwrap().into_inner();
+        ids.push(made.grant.unwrap().id);
+        let unknown = |id: &String| match id.parse::<Uuid>() {
+            Ok(_) => Uuid::now_v7().to_string(),
+            Err(_) => id.chars().rev().collect(),
+        };
+        let ids = ids.iter().map(|id| (id.clone(), unknown(id))).collect();
+        Self { tenant: tenant.into(), admin, key: key.secret, prefix: prefix.into(), ids }
+    }
+
+    /// What it has, and beside each something of the same form that nobody ever had.
+    pub fn pairs(&self) -> Vec<(String, String)> {
+        let nobody = |text: &str| text.replacen(&self.prefix, "yeta", 1);
+        let mut pairs: Vec<(String, String)> = ["maps", "team", "bot", "crew", "role"]
+            .iter()
+            .map(|what| format!("{}-{what}", self.prefix))
+            .chain([format!("{}@example.com", self.prefix)])
+            .map(|theirs| (theirs.clone(), nobody(&theirs)))
+            .collect();
+        pairs.push((self.tenant.clone(), "nobody".into()));
+        pairs.extend(self.ids.iter().cloned());
+        pairs
+    }
+
+    /// What it has of this name.
+    pub fn own(&self, field: &str) -> Option<String> {
+        let name = |what: &str| Some(format!("{}-{what}", self.prefix));
+        match field {
+            "server" => name("maps"),
+            "namespace" => name("team"),
+            "group" => name("crew"),
+            "role" => name("role"),
+            "service_account" | "member" | "principal" => name("bot"),
+            "user" => Some(format!("{}@example.com", self.prefix)),
+            _ => None,
+        }
+    }
+}
 
 const TENANTS: [&str; 2] = ["acme", "globex"];
 
@@ -257,4 +419,154 @@ async fn a_sqlite_file_takes_one_control_plane_at_a_time() {
     assert!(error.to_string().contains("another control plane serves from"), "{error:#}");
     plane.stop().await;
     Plane::start(&database).await.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_begins_with_an_admin_and_a_namespace_and_only_the_platform_makes_one() {
+    for database in Database::all().await {
+        let plane = Plane::start(&database).await;
+        let platform = plane.sign_in().await;
+        let admin = Settler::found(&plane, &platform, "acme", None).await;
+        let mut auth = AuthServiceClient::new(plane.channel().await);
+        let me = auth.get_self(admin.ask(auth::GetSelfRequest {})).await.unwrap().into_inner();
+        assert!(me.permissions.contains(&"access:write".to_owned()), "{:?}", me.permissions);
+        for platforms in ["tenants:manage", "proxies:read", "proxies:write", "secrets:rotate"] {
+            assert!(!me.permissions.contains(&platforms.to_owned()), "{platforms}");
+        }
+        let mut namespaces = NamespaceServiceClient::new(plane.channel().await);
+        let request = registry::ListNamespacesRequest::default();
+        let listed = namespaces.list_namespaces(admin.ask(request)).await.unwrap().into_inner().namespaces;
+        assert_eq!(
+            listed.iter().map(|n| n.spec.as_ref().unwrap().name.as_str()).collect::<Vec<_>>(),
+            ["default"]
+        );
+
+        let mut tenants = TenantServiceClient::new(plane.channel().await);
+        let new = |id: &str, email: &str| pb::CreateTenantRequest {
+            id: id.into(),
+            admin_email: email.into(),
+            ..Default::default()
+        };
+        let refused = tenants.create_tenant(admin.ask(new("other", "a@b"))).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        for (id, email, code) in [
+            ("acme", "a@b", Code::AlreadyExists),
+            ("default", "a@b", Code::AlreadyExists),
+            ("Other", "a@b", Code::InvalidArgument),
+            ("other", "nobody", Code::InvalidArgument),
+        ] {
+            let refused = tenants.create_tenant(platform.ask(new(id, email))).await.unwrap_err();
+            assert_eq!(refused.code(), code, "{id} {email}: {refused}");
+        }
+        let request = pb::ListTenantsRequest { page_size: 1, cursor: String::new() };
+        let first = tenants.list_tenants(platform.ask(request)).await.unwrap().into_inner();
+        let request = pb::ListTenantsRequest { page_size: 1, cursor: first.next_cursor };
+        let second = tenants.list_tenants(platform.ask(request)).await.unwrap().into_inner();
+        assert_eq!((first.tenants[0].id.as_str(), second.tenants[0].id.as_str()), ("acme", "default"));
+        assert!(second.next_cursor.is_empty());
+        for id in ["nobody", "", "a b", "nul\0", &"x".repeat(300)] {
+            let request = pb::GetTenantRequest { id: id.into() };
+            let missing = tenants.get_tenant(platform.ask(request)).await.unwrap_err();
+            assert_eq!(missing.code(), Code::NotFound, "{id:?}");
+        }
+        let request = pb::SuspendTenantRequest { id: "default".into() };
+        let refused = tenants.suspend_tenant(platform.ask(request)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        plane.stop().await;
+        database.drop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_has_no_more_than_it_may_have_however_many_ask_at_once() {
+    for database in Database::all().await {
+        let plane = Plane::start(&database).await;
+        let platform = plane.sign_in().await;
+        let limits =
+            pb::TenantLimits { max_servers: Some(2), max_principals: Some(3), max_api_keys: Some(2) };
+        let admin = Settler::found(&plane, &platform, "acme", Some(limits)).await;
+        let (server, user, key) = (
+            async |i: usize| {
+                let request =
+                    registry::CreateServerRequest { spec: Some(spec(&format!("s{i}"))), disabled: false };
+                let mut servers = RegistryServiceClient::new(admin.channel.clone());
+                servers.create_server(admin.ask(request)).await.map(drop)
+            },
+            async |i: usize| {
+                let request = auth::CreateUserRequest { email: format!("u{i}@b"), ..Default::default() };
+                let mut principals = PrincipalServiceClient::new(admin.channel.clone());
+                principals.create_user(admin.ask(request)).await.map(drop)
+            },
+            async |i: usize| {
+                let request = auth::CreateApiKeyRequest { name: format!("k{i}"), ..Default::default() };
+                let mut keys = AuthServiceClient::new(admin.channel.clone());
+                keys.create_api_key(admin.ask(request)).await.map(drop)
+            },
+        );
+        let all = futures_util::future::join3(
+            futures_util::future::join_all((0..5).map(&server)),
+            futures_util::future::join_all((0..5).map(&user)),
+            futures_util::future::join_all((0..5).map(&key)),
+        );
+        let (servers, users, keys) = all.await;
+        // The admin is the third principal.
+        for (limit, answers, fit) in
+            [("max_servers", servers, 2), ("max_principals", users, 2), ("max_api_keys", keys, 2)]
+        {
+            assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), fit, "{limit}: {answers:?}");
+            for refused in answers.into_iter().filter_map(Result::err) {
+                assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+                assert!(refused.message().contains(limit), "{refused}");
+            }
+        }
+        let mut tenants = TenantServiceClient::new(plane.channel().await);
+        let request =
+            pb::SetTenantLimitsRequest { id: "acme".into(), limits: Some(pb::TenantLimits::default()) };
+        tenants.set_tenant_limits(platform.ask(request)).await.unwrap();
+        server(7).await.unwrap();
+        user(7).await.unwrap();
+        key(7).await.unwrap();
+        let request = pb::GetTenantRequest { id: "acme".into() };
+        let shown = tenants.get_tenant(platform.ask(request)).await.unwrap().into_inner();
+        assert_eq!(
+            shown.usage,
+            Some(pb::TenantUsage { servers: 3, namespaces: 1, principals: 4, api_keys: 3 })
+        );
+        plane.stop().await;
+        database.drop().await;
+    }
+}
+
+/// A cursor says a place, not whose list it is of: with another tenant's one sees one's own things behind that place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_of_another_tenant_shows_nothing_of_it() {
+    for database in Database::all().await {
+        let plane = Plane::start(&database).await;
+        let (theirs, ours) = Settler::two(&plane).await;
+        let request = registry::CreateServerRequest { spec: Some(spec("alpha")), disabled: false };
+        let mut servers = RegistryServiceClient::new(plane.channel().await);
+        servers.create_server(theirs.admin.ask(request)).await.unwrap();
+        let page = |cursor: &str| registry::ListServersRequest {
+            page_size: 1,
+            cursor: cursor.into(),
+            ..Default::default()
+        };
+        let first = servers.list_servers(theirs.admin.ask(page(""))).await.unwrap().into_inner();
+        assert!(!first.next_cursor.is_empty());
+        let seen = servers.list_servers(ours.admin.ask(page(&first.next_cursor))).await.unwrap().into_inner();
+        assert!(seen.servers.iter().all(|server| server.tenant == "acme"), "{seen:?}");
+
+        let mut trail =
+            waffles_proto::audit::v1::audit_service_client::AuditServiceClient::new(plane.channel().await);
+        let page = |cursor: &str| waffles_proto::audit::v1::SearchEventsRequest {
+            page_size: 1,
+            cursor: cursor.into(),
+            ..Default::default()
+        };
+        let first = trail.search_events(theirs.admin.ask(page(""))).await.unwrap().into_inner();
+        let seen = trail.search_events(ours.admin.ask(page(&first.next_cursor))).await.unwrap().into_inner();
+        assert!(seen.events.iter().all(|event| event.tenant == "acme"), "{seen:?}");
+        plane.stop().await;
+        database.drop().await;
+    }
 }

@@ -5,6 +5,7 @@ use waffles_proto::registry::v1::{
     BasicCredential, Credential, Endpoint as EndpointPb, ServerSpec, Timeouts as TimeoutsPb, ToolFilter,
     credential,
 };
+use waffles_proto::tenant::v1 as tenant_pb;
 
 use super::*;
 
@@ -172,6 +173,25 @@ fn proxy() -> Proxy {
     Proxy::new(proxy, 7)
 }
 
+fn tenant() -> Tenant {
+    let limits = tenant_pb::TenantLimits { max_servers: Some(10), ..Default::default() };
+    let tenant = tenant_pb::Tenant {
+        id: "acme".into(),
+        description: "The road runners".into(),
+        created_at: at(0),
+        suspended_at: at(60),
+        limits: Some(limits),
+    };
+    let admin = tenant_pb::CreateTenantResponse {
+        admin_email: "ada@acme.example".into(),
+        password_token: "wfs_x".into(),
+        token_expires_at: at(86_400),
+        ..Default::default()
+    };
+    let usage = tenant_pb::TenantUsage { servers: 3, namespaces: 1, principals: 7, api_keys: 2 };
+    Tenant::from(tenant).with_usage(usage).with_admin(admin)
+}
+
 fn check(name: &str, shape: &impl Shape) {
     let text = format!("{}\n\n{}\n", serde_json::to_string_pretty(shape).unwrap(), shape.text());
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/shapes");
@@ -191,6 +211,7 @@ fn results_have_the_shapes_that_scripts_rely_on() {
     check("key", &key());
     check("event", &event());
     check("proxy", &proxy());
+    check("tenant", &tenant());
     let principal = auth_pb::Principal {
         id: "01a210b9-6dc1-75c8-be15-d403c64d2d9d".into(),
         tenant: "default".into(),
