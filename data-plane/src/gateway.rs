@@ -468,6 +468,9 @@ fn authorize(
     let ask = Ask { head, message, era: exchange.era, now: exchange.record.opened_at() };
     let mut notes = Notes::default();
     let permit = Permit::authorize(&exchange.snapshot, identity, entry, namespace, ask, &mut notes);
+    if let Some(entry) = namespace {
+        exchange.record.note_namespace(&entry.namespace.spec.name);
+    }
     exchange.record.note_policy(&notes);
     if let Ok(permit) = &permit {
         exchange.record.note_rule(permit.rule());

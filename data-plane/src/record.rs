@@ -23,6 +23,8 @@ use crate::sightings::Sightings;
 const MAX_CAPTURE: usize = 64 * 1024;
 /// Most bytes of a name or URI in a record.
 const MAX_TEXT: usize = 512;
+/// Rules that only take note which one record names.
+const MAX_NOTED: usize = 8;
 
 /// Where finished records go.
 pub struct Desk {
@@ -187,6 +189,13 @@ impl Record {
         }
     }
 
+    /// Notes the namespace at whose door it is asked, without which a decision could not be explained later.
+    pub fn note_namespace(&mut self, name: &str) {
+        if let Some(event) = &mut self.event {
+            event.detail = serde_json::json!({"namespace": name}).to_string();
+        }
+    }
+
     /// Notes what is to be counted of the decision.
     pub fn note_policy(&mut self, notes: &Notes) {
         if notes.failed > 0 {
@@ -197,7 +206,11 @@ impl Record {
         }
         self.desk.metrics.noted_rules.inc_by(notes.noted.len() as u64);
         if let Some(event) = &mut self.event {
-            event.detail = clean(&format!("noted {}", notes.noted.join(", ")), MAX_TEXT);
+            let mut detail: serde_json::Map<String, serde_json::Value> =
+                serde_json::from_str(&event.detail).unwrap_or_default();
+            let noted: Vec<&str> = notes.noted.iter().take(MAX_NOTED).map(AsRef::as_ref).collect();
+            detail.insert("noted".to_owned(), noted.into());
+            event.detail = serde_json::Value::Object(detail).to_string();
         }
     }
 
