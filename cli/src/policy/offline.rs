@@ -24,8 +24,8 @@ use crate::failure::Failure;
 use crate::output::print;
 use crate::output::shape::{Finding, TestResult};
 
-/// The revision that a client speaks where a case says nothing of it.
-const ERA: &str = "2026-07-28";
+/// The era of a client where a case says nothing of it.
+const ERA: &str = "stateless";
 
 /// The tools of each server.
 type Schemas = BTreeMap<String, ServerTools>;
@@ -404,6 +404,89 @@ mod tests {
         for case in cases {
             let result = judge(&case, &policy).unwrap();
             assert!(result.passed, "{}: {} by {}", result.case, result.decision, result.rule);
+        }
+    }
+
+    /// The examples of the documentation, by what their first line says that they are.
+    fn documented(kind: &str) -> Vec<String> {
+        let text = include_str!("../../../docs/policy.md");
+        let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let of_kind = |block: &&str| match block.lines().next().unwrap_or_default() {
+            "# schemas" => kind == "schemas",
+            "# cases" => kind == "cases",
+            _ => kind == "rules",
+        };
+        blocks.filter(of_kind).map(ToOwned::to_owned).collect()
+    }
+
+    #[test]
+    fn every_example_of_the_documentation_is_sound_and_decides_as_it_says() {
+        let blocks = documented("rules");
+        assert!(blocks.len() > 10, "{}", blocks.len());
+        let mut rules = Vec::new();
+        for block in &blocks {
+            assert_eq!(found(block, None), Vec::<String>::new(), "{block}");
+            rules.extend(file::parse(block).unwrap());
+        }
+        let schemas: Schemas = yaml_serde::from_str(&documented("schemas")[0]).unwrap();
+        let places: Vec<_> = (0..rules.len()).map(|i| (PathBuf::from("docs"), i)).collect();
+        let errors: Vec<Finding> =
+            inspect(&rules, &places, Some(&schemas)).into_iter().filter(Finding::is_error).collect();
+        assert!(errors.is_empty(), "{errors:?}");
+        let policy = compile(rules).unwrap();
+        let cases: Vec<Case> = yaml_serde::from_str(&documented("cases")[0]).unwrap();
+        for case in cases {
+            let result = judge(&case, &policy).unwrap();
+            assert!(result.passed, "{}: {} by {}", result.case, result.decision, result.rule);
+        }
+    }
+
+    #[test]
+    fn what_the_documentation_says_of_conditions_is_so() {
+        let decide = |condition: &str, args: &str| {
+            let rules = format!("- {{name: r, effect: forbid, condition: \"{condition}\"}}");
+            let policy = compile(file::parse(&rules).unwrap()).unwrap();
+            let case = format!("{{name: c, server: s, tool: t, args: {args}, expect: forbid}}");
+            !judge(&yaml_serde::from_str(&case).unwrap(), &policy).unwrap().passed
+        };
+        // The table of arguments; a condition that fails forbids.
+        for (args, below, has, null) in [
+            ("{}", false, true, false),
+            ("{n: null}", false, false, false),
+            ("{n: '4'}", false, false, true),
+            ("{n: [4]}", false, false, true),
+            ("{n: 4}", false, false, true),
+            ("{n: 4.0}", false, false, true),
+        ] {
+            assert_eq!(decide("args.n < 5", args), below, "args.n < 5 with {args}");
+            assert_eq!(decide("has(args.n)", args), has, "has(args.n) with {args}");
+            assert_eq!(decide("args.n == null", args), null, "args.n == null with {args}");
+        }
+        // What fails may not be told from what holds, so the other way round as well.
+        for (args, below) in [("{}", false), ("{n: null}", false), ("{n: '4'}", false), ("{n: 4}", true)] {
+            assert_eq!(decide("!(args.n < 5)", args), below, "!(args.n < 5) with {args}");
+        }
+        assert!(decide("has(args.n) && args.n < 5", "{}"));
+        // Every function, in a condition that holds.
+        let args = "{t: 'abc', l: [1, 2], o: {k: 1}, a: '10.1.1.1'}";
+        for condition in [
+            "args.t.contains('b') && args.t.startsWith('a') && args.t.endsWith('c')",
+            "args.t.matches('^[a-c]+$')",
+            "args.a.in_cidr('10.0.0.0/8')",
+            "size(args.t) == 3 && size(args.l) == 2 && size(args.o) == 1",
+            "1 in args.l && 'k' in args.o",
+            "args.l.all(x, x > 0) && args.l.exists(x, x == 2) && args.l.exists_one(x, x == 2)",
+            "size(args.l.map(x, x * 2)) == 2 && size(args.l.filter(x, x > 1)) == 1",
+            "int('4') == 4 && uint('4') == uint(4) && double('0.5') == 0.5 && string(4) == '4'",
+            "request.time > timestamp('2020-01-01T00:00:00Z') - duration('1h')",
+            "request.time.getHours() >= 0 && request.time.getHours('Europe/Berlin') >= 0",
+            "request.time.getMinutes('Europe/Berlin') >= 0 && request.time.getDayOfWeek('Europe/Berlin') >= 0",
+            "request.time.getDate() > 0 && request.time.getMonth() >= 0 && request.time.getFullYear() > 2000",
+            "request.era == 'stateless' && request.key == '' && principal.kind == 'user'",
+            "(2 + 3) * 4 - 6 / 2 == 17 && 7 % 4 == 3 && (true ? 1 : 2) == 1",
+        ] {
+            let policy = format!("- {{name: r, effect: forbid, condition: \"!({condition})\"}}");
+            assert!(file::parse(&policy).is_ok() && decide(&format!("!({condition})"), args), "{condition}");
         }
     }
 }
