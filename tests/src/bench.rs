@@ -7,6 +7,7 @@ mod load;
 mod passthrough;
 mod report;
 mod upstream;
+mod what_if;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -72,6 +73,8 @@ enum Part {
     Listeners(listeners::Listeners),
     /// Measures lists of many servers at one door.
     Federation(federation::Federation),
+    /// Measures what it takes to try a draft of the policy on audited calls.
+    WhatIf(what_if::WhatIf),
 }
 
 /// What a serving child says when it is ready.
@@ -138,6 +141,7 @@ impl Bench {
             Some(Part::Load(load)) => runtime.block_on(load.run()),
             Some(Part::Listeners(listeners)) => runtime.block_on(listeners.run()),
             Some(Part::Federation(federation)) => runtime.block_on(federation.run()),
+            Some(Part::WhatIf(what_if)) => runtime.block_on(what_if.run()),
             None => runtime.block_on(self.measure()),
         }
     }

@@ -15,6 +15,7 @@ use waffles_proto::auth::v1::principal_service_client::PrincipalServiceClient;
 use waffles_proto::auth::v1::{
     CreateApiKeyRequest, KeyLimits, LoginRequest, RevokeApiKeyRequest, SetPasswordRequest, Tokens,
 };
+use waffles_proto::policy::v1::policy_service_client::PolicyServiceClient;
 use waffles_proto::proxy::v1::proxy_service_client::ProxyServiceClient;
 use waffles_proto::proxy::v1::{ListProxiesRequest, ListProxiesResponse, Proxy};
 use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
@@ -130,6 +131,11 @@ impl Waffles {
     /// A client of the audit trail with the admin's key.
     pub fn audit(&self) -> AuditServiceClient<Authorized> {
         AuditServiceClient::new(self.authorized(&self.admin.secret))
+    }
+
+    /// A client of the policy with the admin's key.
+    pub fn policy(&self) -> PolicyServiceClient<Authorized> {
+        PolicyServiceClient::new(self.authorized(&self.admin.secret))
     }
 
     /// A client of the proxies' register with the admin's key.
