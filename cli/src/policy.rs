@@ -135,8 +135,8 @@ pub(crate) struct ExplainArgs {
     /// Arguments, a JSON object.
     #[arg(long, value_name = "JSON")]
     args: Option<String>,
-    /// The client's revision of MCP, such as 2025-11-25; without it, the newest.
-    #[arg(long, value_name = "REVISION")]
+    /// The client's era: http_sse, sessions or stateless; without it, the last of them.
+    #[arg(long, value_name = "ERA")]
     era: Option<String>,
     /// The client's address.
     #[arg(long, value_name = "IP")]

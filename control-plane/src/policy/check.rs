@@ -3,16 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::Value;
-use waffles_core::policy::{Inspector, Names, Notice, RuleSpec, Tool};
+use waffles_core::policy::{Inspector, Names, Notice, Role, RuleSpec, Tool};
 use waffles_core::server::{Marks, Spec};
 
 use super::Policy;
 use crate::authz::OpCtx;
 use crate::error::Error;
-use crate::store::{namespaces, servers, tools};
+use crate::store::accounts::{self, Named};
+use crate::store::{grants, groups, namespaces, servers, tools};
 
 /// Tools whose schemas are in memory at the same time.
 const TOOLS: u32 = 200;
+/// Groups and principals that are looked for; of more it is not said which are missing.
+const MOST_HOLDERS: usize = 500;
 /// Servers and namespaces a page.
 const PAGE: u32 = 500;
 
@@ -26,7 +29,8 @@ impl Policy {
         is_new: impl Fn(&RuleSpec) -> bool,
     ) -> Result<Vec<Notice>, Error> {
         let mut inspector = Inspector::new(rules, &is_new);
-        let around = self.around(ctx).await?;
+        let mut around = self.around(ctx).await?;
+        self.find_holders(ctx, rules.iter().filter(|spec| is_new(spec)), &mut around.names).await?;
         inspector.names(&around.names, &is_new);
         if inspector.reads_arguments() {
             self.show_tools(ctx, &around, &mut inspector).await?;
@@ -62,6 +66,41 @@ impl Policy {
         }
         for server in around.servers.keys().filter(|server| !listed.contains(*server)) {
             inspector.unlisted(server, around.namespaces_of(server));
+        }
+        Ok(())
+    }
+
+    /// Which of the roles, groups and principals that rules name there are.
+    async fn find_holders(
+        &self,
+        ctx: &OpCtx,
+        rules: impl Iterator<Item = &RuleSpec>,
+        names: &mut Names,
+    ) -> Result<(), Error> {
+        let (mut groups, mut principals) = (BTreeSet::new(), BTreeSet::new());
+        for spec in rules {
+            groups.extend(&spec.principals.groups);
+            principals.extend(&spec.principals.names);
+        }
+        let db = self.db.of(ctx.tenant());
+        let built_in = Role::ALL.into_iter().map(|role| role.as_str().to_owned());
+        let own = grants::roles(&db, ctx.tenant()).await?.into_iter().map(|role| role.role.name);
+        names.roles = Some(built_in.chain(own).collect());
+        let mut tx = db.begin_read().await?;
+        if groups.len() <= MOST_HOLDERS {
+            let mut found = BTreeSet::new();
+            for name in groups {
+                found.extend(groups::find(&mut tx, ctx.tenant(), name).await?.map(|group| group.name));
+            }
+            names.groups = Some(found);
+        }
+        if principals.len() <= MOST_HOLDERS {
+            let mut found = BTreeSet::new();
+            for name in principals {
+                let account = accounts::find(&mut tx, ctx.tenant(), None, &Named::Name(name.clone())).await?;
+                found.extend(account.map(|account| account.principal.name));
+            }
+            names.principals = Some(found);
         }
         Ok(())
     }

@@ -14,14 +14,14 @@ use waffles_core::policy::{
 };
 
 use super::Policy;
-use super::world::{World, captured, compiled, namespace_of, reach};
+use super::world::{World, captured, compiled, era_of, namespace_of, reach};
 use crate::authz::OpCtx;
 use crate::error::Error;
 use crate::store::rules as store;
 use crate::store::{Tx, audit, changes};
 
-/// The revision that an imagined client speaks where nothing else is said.
-const ERA: &str = "2026-07-28";
+/// The era of an imagined client where nothing else is said.
+const ERA: &str = "stateless";
 /// Bytes of imagined arguments.
 const MOST_ARGUMENTS: usize = 256 * 1024;
 
@@ -40,7 +40,7 @@ pub struct Imagined {
     pub tool: String,
     /// Arguments as JSON; empty for none.
     pub arguments: String,
-    /// The client's revision of MCP; empty for the newest.
+    /// The client's era: `http_sse`, `sessions` or `stateless`; empty for the last of them.
     pub era: String,
     /// The client's address.
     pub address: Option<IpAddr>,
@@ -103,7 +103,7 @@ struct Call {
     namespace: Option<std::sync::Arc<waffles_core::namespace::NamespaceEntry>>,
     access: Access,
     tool: Option<String>,
-    era: String,
+    era: &'static str,
     address: Option<IpAddr>,
     time: DateTime<Utc>,
     /// None: they are not known.
@@ -124,7 +124,7 @@ impl Call {
             namespace: self.namespace.as_deref(),
             access: self.access,
             tool: self.tool.as_deref(),
-            facts: Facts { era: &self.era, now: self.time, args },
+            facts: Facts { era: self.era, now: self.time, args },
         }
     }
 
@@ -209,6 +209,13 @@ impl Policy {
             name => Some(world.namespace(name).await?.ok_or_else(|| missing("namespace", name))?),
         };
         let args = arguments(&imagined.arguments)?;
+        let era = match imagined.era.as_str() {
+            "" => ERA,
+            "http_sse" => "http_sse",
+            "sessions" => "sessions",
+            "stateless" => "stateless",
+            _ => return Err(Error::invalid("era", "must be `http_sse`, `sessions` or `stateless`")),
+        };
         let tool = Some(imagined.tool).filter(|tool| !tool.is_empty());
         let call = Call {
             principal,
@@ -217,7 +224,7 @@ impl Policy {
             namespace,
             access: if tool.is_some() { Access::Call } else { Access::List },
             tool,
-            era: if imagined.era.is_empty() { ERA.to_owned() } else { clean(&imagined.era, 64) },
+            era,
             address: imagined.address,
             time: imagined.time.unwrap_or_else(Utc::now),
             args: Some(args),
@@ -356,7 +363,7 @@ async fn past_call(world: &mut World, event: &Event, notes: &mut Vec<String>) ->
         namespace,
         access,
         tool: of_tool.then(|| event.target.clone()),
-        era: event.protocol_version.clone(),
+        era: era_of(&event.protocol_version),
         address: event.client_ip.parse().ok(),
         time: event.occurred_at,
         args,

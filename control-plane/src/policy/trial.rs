@@ -20,7 +20,7 @@ use waffles_core::policy::{
 use waffles_core::principal::Principal;
 use waffles_core::snapshot::ServerEntry;
 
-use super::world::{World, captured, compiled, namespace_of, reach};
+use super::world::{World, captured, compiled, era_of, namespace_of, reach};
 use super::{Policy, limit};
 use crate::authz::OpCtx;
 use crate::error::Error;
@@ -174,7 +174,7 @@ struct Kind {
     namespace: Option<String>,
     action: String,
     target: String,
-    era: String,
+    era: &'static str,
 }
 
 /// What is known of a kind.
@@ -211,7 +211,7 @@ struct Parties {
     namespace: Option<Arc<NamespaceEntry>>,
     access: Access,
     tool: Option<String>,
-    era: String,
+    era: &'static str,
 }
 
 impl Parties {
@@ -225,7 +225,7 @@ impl Parties {
             namespace: self.namespace.as_deref(),
             access: self.access,
             tool: self.tool.as_deref(),
-            facts: Facts { era: &self.era, now: call.occurred_at, args },
+            facts: Facts { era: self.era, now: call.occurred_at, args },
         }
     }
 }
@@ -272,7 +272,7 @@ impl Run {
             namespace: namespace_of(&call.detail),
             action: call.action.clone(),
             target: if of_tool { call.target.clone() } else { String::new() },
-            era: call.protocol_version.clone(),
+            era: era_of(&call.protocol_version),
         };
         let known = match self.kinds.get(&kind) {
             Some(known) => known.clone(),
@@ -323,7 +323,7 @@ impl Run {
         };
         let (Some(principal), Some(server)) = (principal, server) else { return Ok(Known::Gone) };
         let tool = of_tool.then(|| kind.target.clone());
-        let parties = Parties { principal, key, server, namespace, access, tool, era: kind.era.clone() };
+        let parties = Parties { principal, key, server, namespace, access, tool, era: kind.era };
         let (now, then) =
             (parties.question(&self.now, call, Args::Any), parties.question(&self.then, call, Args::Any));
         let (rules_now, rules_then) = (about(&now), about(&then));

@@ -16,8 +16,10 @@ use waffles_core::policy::{Access, CompiledRule, Effect, Mode, Policy as Rules, 
 use waffles_core::principal::Principal;
 use waffles_core::server::{Capture, ToolSet};
 use waffles_core::snapshot::ServerEntry;
+use waffles_mcp::{Era, Revision};
 
 use crate::error::Error;
+use crate::store::accounts::{self, Named};
 use crate::store::{Db, namespaces, principals, servers};
 
 /// Entries of one kind that are kept; beyond that they are looked up again.
@@ -62,11 +64,10 @@ impl World {
         if name_or_id.contains('\0') {
             return Ok(None);
         }
-        let found = principals::user_by_email(&self.db, &self.tenant, name_or_id).await?;
-        match found {
-            Some((principal, _)) => self.principal(principal.id).await,
-            None => Ok(None),
-        }
+        let named = Named::Name(name_or_id.to_owned());
+        let mut tx = self.db.begin_read().await?;
+        let found = accounts::find(&mut tx, &self.tenant, None, &named).await?;
+        Ok(found.map(|account| Arc::new(account.principal)))
     }
 
     pub(super) async fn key(&mut self, id: &str) -> Result<Option<Arc<ApiKey>>, Error> {
@@ -155,6 +156,12 @@ pub(super) fn reach(action: &str) -> Option<(Access, bool)> {
         | "completion/complete" => (Access::Read, false),
         _ => return None,
     })
+}
+
+/// The era of a client, as conditions see it, of the revision that it spoke.
+pub(super) fn era_of(revision: &str) -> &'static str {
+    // What a proxy does not know is taken for a client with a session.
+    Revision::parse(revision).map_or(Era::Sessions, Revision::era).label()
 }
 
 /// The namespace at whose door a call was made, as the proxy says it of the call.

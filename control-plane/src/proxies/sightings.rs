@@ -1,7 +1,7 @@
-//! The tools that proxies saw in lists of servers, until they are written: only what differs from what was written before.
+//! The tools that proxies saw in lists of servers, until they are written. A proxy tells of a tool when it is new to it or
+//! differs, and again after a while.
 
-use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::Utc;
 use parking_lot::Mutex;
@@ -12,25 +12,21 @@ use waffles_proto::audit::v1 as pb;
 use crate::store::Db;
 use crate::store::tools::{self, SeenTool};
 
-/// Tools of a server at the most; those beyond are not in the catalogue.
-const MOST_TOOLS: usize = 10_000;
 /// Bytes of a schema at the most; of a tool with a longer one only the name is kept.
 const MOST_SCHEMA: usize = 64 * 1024;
 const MOST_NAME: usize = 512;
-/// Servers whose tools wait to be written; a proxy says again what was turned away.
-const MOST_WAITING: usize = 64;
-/// Servers of which is remembered what was written.
-const MOST_KNOWN: usize = 50_000;
+/// Bytes that wait to be written; what is turned away, a proxy says again.
+const MOST_WAITING: usize = 32 * 1024 * 1024;
 
-/// What proxies saw and is not written yet, and what was.
+/// What proxies saw and is not written yet.
 #[derive(Debug, Default)]
 pub(super) struct Sightings(Mutex<Seen>);
 
 #[derive(Debug, Default)]
 struct Seen {
-    waiting: HashMap<Uuid, Vec<SeenTool>>,
-    /// Hashes of what was written last.
-    known: HashMap<Uuid, u64>,
+    /// Schemas by tool, by server.
+    waiting: HashMap<Uuid, BTreeMap<String, String>>,
+    bytes: usize,
 }
 
 impl Sightings {
@@ -39,63 +35,37 @@ impl Sightings {
         let mut new = false;
         for list in seen {
             let Ok(server) = list.server_id.parse::<Uuid>() else { continue };
-            let tools = believable(&list.tools);
-            let hash = hash_of(&tools);
-            let mut seen = self.0.lock();
-            let full = seen.waiting.len() >= MOST_WAITING && !seen.waiting.contains_key(&server);
-            if full || seen.known.get(&server) == Some(&hash) {
-                continue;
+            for tool in list.tools.iter().filter(|tool| is_sound(tool)) {
+                let fits = tool.input_schema.len() <= MOST_SCHEMA && !tool.input_schema.contains('\0');
+                let schema = if fits { tool.input_schema.clone() } else { String::new() };
+                let mut seen = self.0.lock();
+                // One that takes the place of another is counted beside it, which errs on the side of less.
+                let bytes = seen.bytes + tool.name.len() + schema.len();
+                if bytes > MOST_WAITING {
+                    return new;
+                }
+                seen.bytes = bytes;
+                seen.waiting.entry(server).or_default().insert(tool.name.clone(), schema);
+                new = true;
             }
-            if seen.known.len() >= MOST_KNOWN {
-                seen.known.clear();
-            }
-            seen.known.insert(server, hash);
-            seen.waiting.insert(server, tools);
-            new = true;
         }
         new
     }
 
-    /// Writes what waits. What cannot be written waits for a proxy to say it again.
+    /// Writes what waits. What cannot be written is let go: a proxy says it again.
     pub(super) async fn write(&self, db: &Db) -> sqlx::Result<()> {
-        let waiting = std::mem::take(&mut self.0.lock().waiting);
-        let mut result = Ok(());
+        let Seen { waiting, .. } = std::mem::take(&mut *self.0.lock());
         for (server, tools) in waiting {
-            // Written is what came to its end: until then a proxy may say it again.
-            let hash = self.0.lock().known.remove(&server);
-            if result.is_ok() {
-                result = tools::put(db, server, &tools, micros(Utc::now())).await.map(drop);
-            }
-            if let (Ok(()), Some(hash)) = (&result, hash) {
-                self.0.lock().known.insert(server, hash);
-            }
+            let seen = |(name, input_schema)| SeenTool { name, input_schema };
+            let tools: Vec<SeenTool> = tools.into_iter().map(seen).collect();
+            tools::put(db, server, &tools, micros(Utc::now())).await?;
         }
-        result
+        Ok(())
     }
 }
 
-/// What can be believed of a list, in one order, each name once.
-fn believable(tools: &[pb::SeenTool]) -> Vec<SeenTool> {
-    let sound = |tool: &&pb::SeenTool| {
-        !tool.name.is_empty() && tool.name.len() <= MOST_NAME && !tool.name.contains('\0')
-    };
-    let seen = |tool: &pb::SeenTool| {
-        let fits = tool.input_schema.len() <= MOST_SCHEMA && !tool.input_schema.contains('\0');
-        let input_schema = if fits { tool.input_schema.clone() } else { String::new() };
-        SeenTool { name: tool.name.clone(), input_schema }
-    };
-    let mut tools: Vec<SeenTool> = tools.iter().filter(sound).take(MOST_TOOLS).map(seen).collect();
-    tools.sort_by(|one, other| one.name.cmp(&other.name));
-    tools.dedup_by(|later, earlier| later.name == earlier.name);
-    tools
-}
-
-fn hash_of(tools: &[SeenTool]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for tool in tools {
-        (&tool.name, &tool.input_schema).hash(&mut hasher);
-    }
-    hasher.finish()
+fn is_sound(tool: &pb::SeenTool) -> bool {
+    !tool.name.is_empty() && tool.name.len() <= MOST_NAME && !tool.name.contains('\0')
 }
 
 #[cfg(test)]
@@ -111,20 +81,19 @@ mod tests {
     }
 
     #[test]
-    fn only_what_differs_waits_to_be_written() {
+    fn what_waits_is_believable_and_has_a_bound() {
         let (sightings, server) = (Sightings::default(), Uuid::now_v7());
-        assert!(sightings.hear(&[list(server, &[("b", "{}"), ("a", "{}")])]));
-        assert!(!sightings.hear(&[list(server, &[("a", "{}"), ("b", "{}")])]), "only the order differs");
-        assert!(sightings.hear(&[list(server, &[("a", "{}")])]));
-        assert!(!sightings.hear(&[pb::SeenTools { server_id: "x".into(), tools: vec![] }]));
-    }
-
-    #[test]
-    fn what_is_too_large_or_doubled_is_cut() {
         let large = "x".repeat(MOST_SCHEMA + 1);
-        let seen = [("a", large.as_str()), ("", "{}"), ("b\0", "{}"), ("c", "{\"n\":1}"), ("c", "{}")];
-        let tools = believable(&list(Uuid::nil(), &seen).tools);
-        let texts: Vec<_> = tools.iter().map(|t| (t.name.as_str(), t.input_schema.as_str())).collect();
-        assert_eq!(texts, [("a", ""), ("c", "{\"n\":1}")]);
+        let seen = [("a", large.as_str()), ("", "{}"), ("b\0", "{}"), ("c", "{}"), ("c", "{\"n\":1}")];
+        assert!(sightings.hear(&[list(server, &seen)]));
+        let waiting: Vec<(String, String)> =
+            sightings.0.lock().waiting[&server].clone().into_iter().collect();
+        assert_eq!(waiting, [("a".to_owned(), String::new()), ("c".to_owned(), "{\"n\":1}".to_owned())]);
+        assert!(!sightings.hear(&[pb::SeenTools { server_id: "x".into(), tools: vec![] }]));
+        let most = "x".repeat(MOST_SCHEMA);
+        let names: Vec<String> = (0..600).map(|i| format!("t{i}")).collect();
+        let many: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), most.as_str())).collect();
+        assert!(sightings.hear(&[list(server, &many)]));
+        assert!(sightings.0.lock().waiting[&server].len() < 600);
     }
 }

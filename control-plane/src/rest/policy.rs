@@ -275,7 +275,7 @@ pub(super) struct ImaginedCall {
     /// Arguments; absent for none.
     #[schema(value_type = Option<Object>)]
     arguments: Option<Box<serde_json::value::RawValue>>,
-    /// The client's revision of MCP, such as `2025-11-25`; absent for the newest.
+    /// The client's era: `http_sse`, `sessions` or `stateless`; absent for the last of them.
     #[serde(default)]
     era: String,
     /// The client's address.

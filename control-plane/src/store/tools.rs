@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::QueryBuilder;
 use uuid::Uuid;
 
@@ -33,66 +33,99 @@ pub struct ToolRow {
     pub seen_at: DateTime<Utc>,
 }
 
-/// Stores the tools of a server in place of those before; writes what differs. A server that is not there any more has
-/// none. Tells whether anything was written.
-pub async fn put(db: &Db, server: Uuid, tools: &[SeenTool], now: DateTime<Utc>) -> sqlx::Result<bool> {
+/// Tools of a server at the most; those beyond are not in the catalogue.
+pub const MOST_TOOLS: usize = 10_000;
+/// How long a tool that is listed again as it was keeps its time, so that most lists write nothing.
+const KEEPS_TIME: TimeDelta = TimeDelta::days(1);
+/// How long a tool that no list holds any more stays.
+const FORGOTTEN: TimeDelta = TimeDelta::days(30);
+
+/// Stores tools that a server listed beside those that it listed before; writes what differs, and forgets what was not
+/// listed for long. A server that is not there any more has none.
+pub async fn put(db: &Db, server: Uuid, tools: &[SeenTool], now: DateTime<Utc>) -> sqlx::Result<()> {
     const TENANT: &str = "SELECT tenant FROM servers WHERE id = $1";
+    const FORGET: &str = "DELETE FROM server_tools WHERE tenant = $1 AND server_id = $2 AND seen_at < $3";
+    const COUNT: &str = "SELECT COUNT(*) FROM server_tools WHERE tenant = $1 AND server_id = $2";
     let mut tx = db.begin().await?;
     let tenant: Option<String> =
         on_tx!(&mut tx, |conn| sqlx::query_scalar(TENANT).bind(server).fetch_optional(conn).await)?;
-    let Some(tenant) = tenant else { return Ok(false) };
-    let mut known: HashMap<String, String> = present(&mut tx, &tenant, server).await?.into_iter().collect();
-    let new: Vec<&SeenTool> = tools
-        .iter()
-        .filter(|tool| known.remove(&tool.name).is_none_or(|schema| schema != tool.input_schema))
-        .collect();
-    let gone: Vec<String> = known.into_keys().collect();
-    if new.is_empty() && gone.is_empty() {
-        return Ok(false);
-    }
-    remove(&mut tx, &tenant, server, &gone).await?;
-    for rows in new.chunks(ROWS) {
-        on_tx!(&mut tx, |conn| {
-            let mut query = QueryBuilder::new(
-                "INSERT INTO server_tools (tenant, server_id, name, input_schema, seen_at) ",
-            );
-            query.push_values(rows, |mut row, tool| {
-                row.push_bind(&tenant)
-                    .push_bind(server)
-                    .push_bind(&tool.name)
-                    .push_bind(&tool.input_schema)
-                    .push_bind(now);
-            });
-            query.push(
-                " ON CONFLICT (server_id, name) DO UPDATE SET input_schema = excluded.input_schema,
-                    seen_at = excluded.seen_at",
-            );
-            query.build().persistent(false).execute(conn).await.map(drop)
-        })?;
-    }
-    tx.commit().await?;
-    Ok(true)
-}
-
-async fn present(tx: &mut Tx, tenant: &str, server: Uuid) -> sqlx::Result<Vec<(String, String)>> {
-    const SQL: &str = "SELECT name, input_schema FROM server_tools WHERE tenant = $1 AND server_id = $2";
-    on_tx!(tx, |conn| sqlx::query_as(SQL).bind(tenant).bind(server).fetch_all(conn).await)
-}
-
-async fn remove(tx: &mut Tx, tenant: &str, server: Uuid, names: &[String]) -> sqlx::Result<()> {
-    for names in names.chunks(ROWS) {
-        on_tx!(&mut *tx, |conn| {
-            let mut query = QueryBuilder::new("DELETE FROM server_tools WHERE tenant = ");
-            query.push_bind(tenant).push(" AND server_id = ").push_bind(server).push(" AND name IN (");
-            let mut list = query.separated(", ");
-            for name in names {
-                list.push_bind(name);
+    let Some(tenant) = tenant else { return Ok(()) };
+    on_tx!(&mut tx, |conn| sqlx::query(FORGET)
+        .bind(&tenant)
+        .bind(server)
+        .bind(now - FORGOTTEN)
+        .execute(conn)
+        .await
+        .map(drop))?;
+    let count: i64 =
+        on_tx!(&mut tx, |conn| sqlx::query_scalar(COUNT).bind(&tenant).bind(server).fetch_one(conn).await)?;
+    let mut room = MOST_TOOLS.saturating_sub(usize::try_from(count).unwrap_or(MOST_TOOLS));
+    for tools in tools.chunks(ROWS) {
+        let known = present(&mut tx, &tenant, server, tools).await?;
+        let mut rows = Vec::new();
+        for tool in tools {
+            let differs = match known.get(&tool.name) {
+                Some((schema, seen_at)) => *schema != tool.input_schema || *seen_at < now - KEEPS_TIME,
+                None if room == 0 => false,
+                None => {
+                    room -= 1;
+                    true
+                }
+            };
+            if differs {
+                rows.push(tool);
             }
-            query.push(")");
-            query.build().persistent(false).execute(conn).await.map(drop)
-        })?;
+        }
+        if !rows.is_empty() {
+            write(&mut tx, &tenant, server, &rows, now).await?;
+        }
     }
-    Ok(())
+    tx.commit().await
+}
+
+async fn present(
+    tx: &mut Tx,
+    tenant: &str,
+    server: Uuid,
+    tools: &[SeenTool],
+) -> sqlx::Result<HashMap<String, (String, DateTime<Utc>)>> {
+    let rows: Vec<(String, String, DateTime<Utc>)> = on_tx!(tx, |conn| {
+        let mut query =
+            QueryBuilder::new("SELECT name, input_schema, seen_at FROM server_tools WHERE tenant = ");
+        query.push_bind(tenant).push(" AND server_id = ").push_bind(server).push(" AND name IN (");
+        let mut list = query.separated(", ");
+        for tool in tools {
+            list.push_bind(&tool.name);
+        }
+        query.push(")");
+        query.build_query_as().persistent(false).fetch_all(conn).await
+    })?;
+    Ok(rows.into_iter().map(|(name, schema, seen_at)| (name, (schema, seen_at))).collect())
+}
+
+async fn write(
+    tx: &mut Tx,
+    tenant: &str,
+    server: Uuid,
+    rows: &[&SeenTool],
+    now: DateTime<Utc>,
+) -> sqlx::Result<()> {
+    on_tx!(tx, |conn| {
+        let mut query =
+            QueryBuilder::new("INSERT INTO server_tools (tenant, server_id, name, input_schema, seen_at) ");
+        query.push_values(rows, |mut row, tool| {
+            row.push_bind(tenant)
+                .push_bind(server)
+                .push_bind(&tool.name)
+                .push_bind(&tool.input_schema)
+                .push_bind(now);
+        });
+        query.push(
+            " ON CONFLICT (server_id, name) DO UPDATE SET input_schema = excluded.input_schema,
+                seen_at = excluded.seen_at",
+        );
+        query.build().persistent(false).execute(conn).await.map(drop)
+    })
 }
 
 /// Tools of a tenant's servers, in the order of their names, after one of them. A page, since schemas may be long.

@@ -270,6 +270,16 @@ async fn a_condition_is_held_against_what_the_tools_take() {
         assert!(warnings[0].message.contains("server unseen"), "{warnings:?}");
         let warnings = check(forbid("later", &["not-yet"], &[])).await.unwrap();
         assert_eq!(warnings[0].field, "items.servers[0]");
+        let texts = |list: &[&str]| list.iter().map(ToString::to_string).collect();
+        let who = pb::Who {
+            roles: texts(&["user", "usr"]),
+            groups: texts(&["nobodies"]),
+            names: texts(&["admin@localhost", "eve@test"]),
+        };
+        let warnings =
+            check(pb::RuleSpec { principals: Some(who), ..forbid("whom", &[], &[]) }).await.unwrap();
+        let odd: Vec<&str> = warnings.iter().map(|warning| warning.field.as_str()).collect();
+        assert_eq!(odd, ["principals.roles[1]", "principals.groups[0]", "principals.names[1]"]);
         let made = desk.create(with("args.amount > 100", "billing"), "").await.unwrap();
         assert_eq!(made.warnings, []);
         plane.stop().await;
