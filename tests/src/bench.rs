@@ -6,6 +6,7 @@ mod listeners;
 mod load;
 mod passthrough;
 mod report;
+mod rules;
 mod upstream;
 mod what_if;
 
@@ -75,6 +76,8 @@ enum Part {
     Federation(federation::Federation),
     /// Measures what it takes to try a draft of the policy on audited calls.
     WhatIf(what_if::WhatIf),
+    /// Measures what a policy of many rules costs.
+    Rules(rules::Rules),
 }
 
 /// What a serving child says when it is ready.
@@ -142,6 +145,7 @@ impl Bench {
             Some(Part::Listeners(listeners)) => runtime.block_on(listeners.run()),
             Some(Part::Federation(federation)) => runtime.block_on(federation.run()),
             Some(Part::WhatIf(what_if)) => runtime.block_on(what_if.run()),
+            Some(Part::Rules(rules)) => runtime.block_on(rules.run(&self)),
             None => runtime.block_on(self.measure()),
         }
     }
