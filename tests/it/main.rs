@@ -19,6 +19,7 @@ mod discovery;
 mod doors;
 mod edges;
 mod eras;
+mod escalation;
 mod federation;
 mod harness;
 mod hostile;
