@@ -6,7 +6,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 PROGRAMS := -p waffles-control-plane -p waffles-data-plane -p wafflectl
 
-.PHONY: help run build check test bench
+.PHONY: help run build check test bench soak
 .DEFAULT_GOAL := help
 
 help: ## Lists the commands
@@ -29,3 +29,6 @@ test: ## All tests, on SQLite and Postgres, with every MCP client SDK
 bench: ## CPU and latency of a call through Waffles against a bare pass-through (BENCH_ARGS=--quick)
 	$(CARGO) build --release -p waffles-control-plane -p waffles-data-plane -p waffles-tests --bins
 	$(TARGET)/release/waffles-bench $(BENCH_ARGS)
+
+soak: ## The long versions of tests, with their figures: hours (PAIRS, SEQUENCES, CALLS, EVENTS)
+	@scripts/soak.sh
