@@ -2,17 +2,23 @@
 //! in what they can cost. What is wrong with one is said in words; one that fails when it is asked counts against the
 //! caller.
 
+mod open;
+mod survey;
+
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
-use cel::common::ast::{EntryExpr, Expr, LiteralValue, operators};
+use cel::common::ast::{Expr, LiteralValue, operators};
 use cel::extractors::This;
 use cel::objects::{Key, Map, Value};
 use cel::parser::PrattParser;
 use cel::{Context, Env, ExecutionError, IdedExpr};
 use chrono::{DateTime, Utc};
 use regex::Regex;
+
+use open::Open;
+use survey::Survey;
 
 use super::args::{self, Paths};
 use super::types;
@@ -259,102 +265,6 @@ impl Condition {
     }
 }
 
-/// Three-valued logic: what is said where the arguments, and perhaps the tool, are not known.
-struct Open {
-    /// The tool is not known either.
-    tool: bool,
-}
-
-impl Open {
-    fn holds(&self, node: &IdedExpr, context: &Context<'_, '_>) -> Result<Option<bool>, String> {
-        if !self.depends(node) {
-            return match Value::resolve(node, context) {
-                Ok(Value::Bool(holds)) => Ok(Some(holds)),
-                Ok(_) => Err("it is neither true nor false".into()),
-                Err(error) => Err(explain(&error)),
-            };
-        }
-        let Expr::Call(call) = &node.expr else { return Ok(None) };
-        match (call.func_name.as_str(), call.args.as_slice()) {
-            (operators::LOGICAL_NOT, [inner]) => Ok(self.holds(inner, context)?.map(|holds| !holds)),
-            (operators::LOGICAL_AND, [one, other]) => self.either(one, other, false, context),
-            (operators::LOGICAL_OR, [one, other]) => self.either(one, other, true, context),
-            _ => Ok(None),
-        }
-    }
-
-    /// What two sides come to, of which one that is `decides` decides: then even a failure of the other is of no matter.
-    fn either(
-        &self,
-        one: &IdedExpr,
-        other: &IdedExpr,
-        decides: bool,
-        context: &Context<'_, '_>,
-    ) -> Result<Option<bool>, String> {
-        match (self.holds(one, context), self.holds(other, context)) {
-            (Ok(Some(side)), _) | (_, Ok(Some(side))) if side == decides => Ok(Some(decides)),
-            (Ok(Some(_)), Ok(Some(_))) => Ok(Some(!decides)),
-            (Ok(Some(_)), Err(reason)) | (Err(reason), Ok(Some(_)) | Err(_)) => Err(reason),
-            _ => Ok(None),
-        }
-    }
-
-    /// Whether an expression mentions what is not known.
-    fn depends(&self, node: &IdedExpr) -> bool {
-        match &node.expr {
-            Expr::Ident(name) => name == "args" || (self.tool && name == "tool"),
-            Expr::Select(select) => {
-                let placed = matches!(&select.operand.expr, Expr::Ident(name) if name == "tool")
-                    && matches!(select.field.as_str(), "server" | "namespace");
-                !placed && self.depends(&select.operand)
-            }
-            Expr::Call(call) => {
-                call.target.iter().any(|target| self.depends(target))
-                    || call.args.iter().any(|arg| self.depends(arg))
-            }
-            Expr::List(list) => list.elements.iter().any(|entry| self.depends(entry)),
-            Expr::Map(map) => map.entries.iter().any(|entry| match &entry.expr {
-                EntryExpr::MapEntry(entry) => self.depends(&entry.key) || self.depends(&entry.value),
-                EntryExpr::StructField(field) => self.depends(&field.value),
-            }),
-            Expr::Comprehension(loops) => [&loops.iter_range, &loops.loop_cond, &loops.loop_step]
-                .into_iter()
-                .any(|part| self.depends(part)),
-            Expr::Literal(_) | Expr::Struct(_) | Expr::Unspecified => false,
-        }
-    }
-}
-
-/// The functions that conditions may call, and with how many arguments beside what they are called on.
-pub(super) const FUNCTIONS: [(&str, bool, usize); 26] = [
-    ("contains", true, 1),
-    ("startsWith", true, 1),
-    ("endsWith", true, 1),
-    ("matches", true, 1),
-    ("in_cidr", true, 1),
-    ("size", true, 0),
-    ("size", false, 1),
-    ("int", false, 1),
-    ("uint", false, 1),
-    ("double", false, 1),
-    ("string", false, 1),
-    ("timestamp", false, 1),
-    ("duration", false, 1),
-    ("getFullYear", true, 0),
-    ("getMonth", true, 0),
-    ("getDate", true, 0),
-    ("getDayOfMonth", true, 0),
-    ("getDayOfYear", true, 0),
-    ("getDayOfWeek", true, 0),
-    ("getHours", true, 0),
-    ("getMinutes", true, 0),
-    ("getSeconds", true, 0),
-    ("getHours", true, 1),
-    ("getDayOfWeek", true, 1),
-    ("getMinutes", true, 1),
-    ("getDate", true, 1),
-];
-
 /// What the parts of `principal`, `tool` and `request` are.
 pub(super) const FIELDS: [(&str, &str, types::Type); 16] = [
     ("principal", "id", types::Type::Text),
@@ -436,175 +346,6 @@ fn explain(error: &ExecutionError) -> String {
 fn said(error: &str) -> String {
     let line = error.lines().find(|line| !line.trim().is_empty()).unwrap_or("it cannot be read");
     line.trim().chars().filter(|c| !c.is_control()).take(200).collect()
-}
-
-/// What is found on a walk over the expression.
-#[derive(Default)]
-struct Survey {
-    looks: Looks,
-    paths: Vec<Vec<String>>,
-    patterns: BTreeMap<String, Regex>,
-    wrong: Vec<String>,
-    in_cidr: bool,
-    depth: usize,
-}
-
-impl Survey {
-    /// Gives the steps that evaluating takes at the worst. `own` are names that loops gave.
-    fn visit<'e>(&mut self, node: &'e IdedExpr, own: &mut Vec<&'e str>, depth: usize) -> u64 {
-        self.depth = self.depth.max(depth);
-        if depth > usize::from(DEPTH_MOST) {
-            // Said once, at the end of the way down.
-            if !self.wrong.iter().any(|wrong| wrong.starts_with("nests")) {
-                self.wrong.push(format!("nests more than {DEPTH_MOST} deep"));
-            }
-            return 1;
-        }
-        let depth = depth + 1;
-        if let Some(path) = arg_path(&node.expr) {
-            self.looks.args = true;
-            if path.len() > PATH_MOST {
-                self.wrong.push(format!("looks more than {PATH_MOST} fields deep into `args`"));
-                return 1;
-            }
-            if !self.paths.contains(&path) {
-                self.paths.push(path);
-            }
-            return 2;
-        }
-        match &node.expr {
-            Expr::Ident(name) => {
-                self.name(name, own);
-                1
-            }
-            Expr::Select(select) => {
-                if let Expr::Ident(name) = &select.operand.expr
-                    && !own.contains(&name.as_str())
-                {
-                    self.field(name, &select.field);
-                    return 2;
-                }
-                1 + self.visit(&select.operand, own, depth)
-            }
-            Expr::Call(call) => {
-                self.function(call);
-                let target = call.target.as_deref().map_or(0, |target| self.visit(target, own, depth));
-                1 + target + call.args.iter().map(|arg| self.visit(arg, own, depth)).sum::<u64>()
-            }
-            Expr::Comprehension(loops) => {
-                let range = self.visit(&loops.iter_range, own, depth);
-                let start = self.visit(&loops.accu_init, own, depth);
-                let names = own.len();
-                own.push(&loops.iter_var);
-                own.extend(loops.iter_var2.as_deref());
-                own.push(&loops.accu_var);
-                let each =
-                    self.visit(&loops.loop_cond, own, depth) + self.visit(&loops.loop_step, own, depth);
-                let end = self.visit(&loops.result, own, depth);
-                own.truncate(names);
-                range + start + end + each.saturating_mul(LOOP_MOST as u64)
-            }
-            Expr::List(list) => {
-                1 + list.elements.iter().map(|entry| self.visit(entry, own, depth)).sum::<u64>()
-            }
-            Expr::Map(map) => {
-                let entries = map.entries.iter();
-                1 + entries.map(|entry| self.entry(&entry.expr, own, depth)).sum::<u64>()
-            }
-            Expr::Struct(_) => {
-                self.wrong.push("makes a message, which conditions cannot".into());
-                1
-            }
-            Expr::Literal(_) | Expr::Unspecified => 1,
-        }
-    }
-
-    fn entry<'e>(&mut self, entry: &'e EntryExpr, own: &mut Vec<&'e str>, depth: usize) -> u64 {
-        match entry {
-            EntryExpr::MapEntry(entry) => {
-                self.visit(&entry.key, own, depth) + self.visit(&entry.value, own, depth)
-            }
-            EntryExpr::StructField(field) => self.visit(&field.value, own, depth),
-        }
-    }
-
-    fn name(&mut self, name: &str, own: &[&str]) {
-        if own.contains(&name) {
-            return;
-        }
-        match name {
-            "principal" => {}
-            "tool" => self.looks.tool = true,
-            "request" => {
-                let all = Looks { time: true, address: true, era: true, key: true, ..Looks::default() };
-                self.looks = self.looks.or(all);
-            }
-            other => self.wrong.push(format!(
-                "`{other}` is not known here; there are `args`, `tool`, `principal` and `request`"
-            )),
-        }
-    }
-
-    fn field(&mut self, of: &str, field: &str) {
-        if !matches!(of, "principal" | "tool" | "request") {
-            return self.name(of, &[]);
-        }
-        if !FIELDS.iter().any(|(variable, name, _)| *variable == of && *name == field) {
-            let known: Vec<&str> =
-                FIELDS.iter().filter(|(variable, ..)| *variable == of).map(|(_, name, _)| *name).collect();
-            return self.wrong.push(format!("`{of}` has no `{field}`; it has {}", known.join(", ")));
-        }
-        match (of, field) {
-            // Where a call goes is known whatever it is about.
-            ("tool", "server" | "namespace") => {}
-            ("tool", _) => self.looks.tool = true,
-            ("request", "time") => self.looks.time = true,
-            ("request", "address") => self.looks.address = true,
-            ("request", "era") => self.looks.era = true,
-            ("request", "key") => self.looks.key = true,
-            _ => {}
-        }
-    }
-
-    fn function(&mut self, call: &cel::common::ast::CallExpr) {
-        let name = call.func_name.as_str();
-        if !name.starts_with(|c: char| c.is_ascii_alphabetic()) {
-            return;
-        }
-        let known = FUNCTIONS.iter().filter(|(known, ..)| *known == name);
-        let (mut found, mut fits) = (false, false);
-        for (_, on, count) in known {
-            found = true;
-            fits |= call.target.is_some() == *on && call.args.len() == *count;
-        }
-        if !found {
-            return self.wrong.push(format!("there is no function `{name}`"));
-        }
-        if !fits {
-            return self.wrong.push(format!("`{name}` is not called like this"));
-        }
-        let literal = call.args.first().and_then(|arg| match &arg.expr {
-            Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
-            _ => None,
-        });
-        match (name, literal) {
-            ("matches", Some(pattern)) => {
-                match regex::RegexBuilder::new(pattern).size_limit(PATTERN_MOST).build() {
-                    Ok(regex) => {
-                        self.patterns.insert(pattern.to_owned(), regex);
-                    }
-                    Err(_) => self.wrong.push("`matches` has a pattern that cannot be used (RE2)".into()),
-                }
-            }
-            ("matches", None) => self.wrong.push("`matches` takes a text that is written down".into()),
-            ("in_cidr", Some(net)) if net.parse::<ipnet::IpNet>().is_err() => {
-                self.wrong.push("`in_cidr` takes a network, such as \"10.0.0.0/8\"".into());
-            }
-            ("in_cidr", Some(_)) => self.in_cidr = true,
-            ("in_cidr", None) => self.wrong.push("`in_cidr` takes a network that is written down".into()),
-            _ => {}
-        }
-    }
 }
 
 #[cfg(test)]
