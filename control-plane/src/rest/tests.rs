@@ -2,6 +2,7 @@
 //! which databases may be made.
 
 mod access;
+mod crossing;
 mod keys;
 mod namespaces;
 mod servers;
