@@ -16,6 +16,8 @@ use crate::programs::ControlPlaneOptions;
 use crate::watchdog::Dir;
 use crate::{Waffles, WafflesOptions};
 
+/// Tools of each server.
+const TOOLS: usize = 20;
 /// Events a statement.
 const ROWS: usize = 500;
 
@@ -99,7 +101,8 @@ impl WhatIf {
             2 => "has(args.to) && args.to.startsWith('eve')".to_owned(),
             _ => String::new(),
         };
-        let tool = if number % 4 == 3 { format!("tool_{}", number % 1000) } else { "tool_1*".to_owned() };
+        // A few rules are about each tool, as where people write them.
+        let tool = format!("tool_{}", number / self.servers.max(1) % TOOLS);
         pb::RuleSpec {
             name: format!("rule-{number}"),
             effect: pb::Effect::Forbid.into(),
@@ -180,7 +183,7 @@ async fn insert(
         *random ^= *random << 17;
         let pick = |count: usize, bits: u32| usize::try_from(*random >> bits).unwrap_or(0) % count.max(1);
         let (server, name, full) = &servers[pick(servers.len(), 3)];
-        let tool = format!("tool_{}", pick(20, 11));
+        let tool = format!("tool_{}", pick(TOOLS, 11));
         let payload = match full {
             true => format!(
                 r#"{{"name":"{tool}","arguments":{{"amount":{}.50,"to":"ada","note":"{}"}}}}"#,
