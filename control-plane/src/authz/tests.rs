@@ -116,3 +116,16 @@ fn a_key_only_narrows_its_owner() {
     assert!(read_only.require(Permission::ServersWrite).is_err());
     assert!(read_only.require_change().is_err());
 }
+
+#[test]
+fn the_table_of_permissions_in_the_documentation_is_right() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/access.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    for permission in Permission::ALL {
+        let elsewhere = [*permission].into_iter().collect::<PermissionSet>().of_tenant("other");
+        let mark = if elsewhere.is_empty() { r" (\*)" } else { "" };
+        let held = Role::ALL.map(|role| if role.permissions().contains(*permission) { "yes" } else { "" });
+        let row = format!("| `{}`{mark} | {} |", permission.as_str(), held.join(" | "));
+        assert!(page.lines().any(|line| line == row), "docs/access.md lacks the row\n{row}");
+    }
+}

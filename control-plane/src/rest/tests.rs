@@ -5,6 +5,7 @@ mod access;
 mod crossing;
 mod keys;
 mod namespaces;
+mod people;
 mod servers;
 mod sessions;
 

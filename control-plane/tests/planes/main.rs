@@ -18,6 +18,7 @@ mod doors;
 mod enrolled;
 mod namespaces;
 mod outage;
+mod people;
 mod policy;
 mod registry;
 mod store;

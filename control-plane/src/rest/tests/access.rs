@@ -4,7 +4,7 @@ use super::*;
 use crate::authz::{ROUTES, route_rule};
 
 /// A path in which every variable part is something that is not there.
-fn concrete(path: &str) -> String {
+pub(super) fn concrete(path: &str) -> String {
     let parts = path.split('/').map(|part| if part.starts_with('{') { "nobody" } else { part });
     parts.collect::<Vec<_>>().join("/")
 }
