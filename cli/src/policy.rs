@@ -135,7 +135,7 @@ pub(crate) struct ExplainArgs {
     /// Arguments, a JSON object.
     #[arg(long, value_name = "JSON")]
     args: Option<String>,
-    /// The client's era: http_sse, sessions or stateless; without it, the last of them.
+    /// The client's era: `http_sse`, sessions or stateless; without it, the last of them.
     #[arg(long, value_name = "ERA")]
     era: Option<String>,
     /// The client's address.

@@ -219,7 +219,7 @@ impl Bound {
 
     /// Serves until a signal, then drains.
     pub async fn run(self) -> anyhow::Result<()> {
-        self.run_until(std::future::pending()).await
+        Box::pin(self.run_until(std::future::pending())).await
     }
 
     /// Serves until a signal, or `stop`, or until a part ends that there is no going on without; then drains.

@@ -269,10 +269,10 @@ fn judge(question: &Question<'_>, ruled: &Ruled) -> Decision {
     if !server.enabled {
         return Decision::Disabled;
     }
-    if let Some((level, member)) = member {
-        if let Some(decision) = exposed(level, member, access, tool) {
-            return decision;
-        }
+    if let Some((level, member)) = member
+        && let Some(decision) = exposed(level, member, access, tool)
+    {
+        return decision;
     }
     match narrowed(question) {
         Some(decision) => decision,

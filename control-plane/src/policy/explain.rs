@@ -371,9 +371,12 @@ async fn past_call(world: &mut World, event: &Event, notes: &mut Vec<String>) ->
 }
 
 fn recorded(event: &Event) -> Recorded {
-    let refused = matches!(event.outcome, Outcome::Denied | Outcome::Unauthenticated);
-    // What is malformed may be refused before or after policy is asked; which rule permitted it tells.
-    let allowed = !refused && !(event.outcome == Outcome::Invalid && event.rule.is_empty());
+    let allowed = match event.outcome {
+        Outcome::Denied | Outcome::Unauthenticated => false,
+        // What is malformed may be refused before or after policy is asked; which rule permitted it tells.
+        Outcome::Invalid => !event.rule.is_empty(),
+        _ => true,
+    };
     Recorded {
         allowed,
         rule: event.rule.clone(),

@@ -313,14 +313,15 @@ pub(super) async fn create_key(
     State(door): State<Arc<Door>>,
     Actor(ctx): Actor,
     Body(new): Body<NewKey>,
-) -> Result<(StatusCode, [(http::HeaderName, HeaderValue); 1], Json<IssuedKey>), Problem> {
+) -> Result<Issued, Problem> {
     issued(door.services.identity.create_key(&ctx, new.read()?).await?)
 }
 
+/// 201 with where the new key is, and the key.
+pub(super) type Issued = (StatusCode, [(http::HeaderName, HeaderValue); 1], Json<IssuedKey>);
+
 /// The answer with a new key.
-pub(super) fn issued(
-    (owned, secret): (OwnedKey, SecretString),
-) -> Result<(StatusCode, [(http::HeaderName, HeaderValue); 1], Json<IssuedKey>), Problem> {
+pub(super) fn issued((owned, secret): (OwnedKey, SecretString)) -> Result<Issued, Problem> {
     let location = HeaderValue::from_str(&format!("/api/v1/api-keys/{}", owned.key.id))
         .map_err(crate::error::Error::internal)?;
     let issued = IssuedKey { api_key: owned.into(), secret: secret.expose_secret().to_owned() };

@@ -104,7 +104,9 @@ fn write(into: &mut Vec<u8>, place: &[(String, u32)], text: &str) {
 }
 
 /// The request with a text at one place, and at the others nothing, or what the tenant has of that name.
-fn request(all: &[Place], at: &Place, text: &str, own: Option<&dyn Fn(&str) -> Option<String>>) -> Vec<u8> {
+type Own<'a> = Option<&'a dyn Fn(&str) -> Option<String>>;
+
+fn request(all: &[Place], at: &Place, text: &str, own: Own<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
     for place in all {
         // Of the fields of one message within another only those beside the place would be put together with it.

@@ -182,7 +182,7 @@ fn specs(count: usize) -> Vec<RuleSpec> {
                 "condition": "args.amount > 10",
             }),
             _ => json!({
-                "name": name, "effect": if number % 2 == 0 { "allow" } else { "forbid" },
+                "name": name, "effect": if number.is_multiple_of(2) { "allow" } else { "forbid" },
                 "items": {"servers": [format!("other-{}", number % 300)], "tools": ["get_*", "set_*"]},
                 "condition": "!tool.name.endsWith('_all')",
             }),

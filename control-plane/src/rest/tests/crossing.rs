@@ -116,7 +116,8 @@ async fn an_id_of_another_tenant_gets_the_answer_of_an_unknown_one() {
         if *rule == Rule::Public {
             continue;
         }
-        let mut places: Vec<Box<dyn Fn(&str) -> String>> = Vec::new();
+        type Spelling = Box<dyn Fn(&str) -> String>;
+        let mut places: Vec<Spelling> = Vec::new();
         for at in 0..pattern.matches('{').count() {
             places.push(Box::new(move |text| fill(pattern, at, text)));
         }

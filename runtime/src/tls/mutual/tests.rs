@@ -56,7 +56,7 @@ async fn both_sides_believe_their_authority_only() {
     for stranger in [theirs.certify(client_use.clone(), &[]), ours.certify(server_use.clone(), &[])] {
         meet(serve(), client(Trust::Authorities(&roots), Some(stranger)).unwrap()).await.unwrap_err();
     }
-    let wrong = client(Trust::Authorities(&[theirs.der.clone()]), None).unwrap();
+    let wrong = client(Trust::Authorities(std::slice::from_ref(&theirs.der)), None).unwrap();
     meet(serve(), wrong).await.unwrap_err();
 }
 
@@ -66,7 +66,7 @@ async fn a_fingerprint_pins_the_authority_that_the_server_shows() {
     let usage = ExtendedKeyUsagePurpose::ServerAuth;
     let pin = |authority: &Authority| client(Trust::Fingerprint(fingerprint(&authority.der)), None).unwrap();
     let serve = |by: &Authority, shown: &[&Authority]| {
-        server(by.certify(usage.clone(), shown), &[ours.der.clone()]).unwrap()
+        server(by.certify(usage.clone(), shown), std::slice::from_ref(&ours.der)).unwrap()
     };
     assert!(!meet(serve(&ours, &[&theirs, &ours]), pin(&ours)).await.unwrap());
     // Shown is not certified.
