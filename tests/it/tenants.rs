@@ -161,7 +161,7 @@ async fn no_door_leads_into_another_tenant() {
             let mut request = http_client()
                 .post(format!("http://{}{path}", waffles.proxies[0].mcp))
                 .bearer_auth(key)
-                .json(&json!({"who": "acme"}));
+                .json(&json!({"name": "echo", "arguments": {"who": "acme"}}));
             for (name, value) in headers {
                 request = request.header(*name, *value);
             }
@@ -174,7 +174,7 @@ async fn no_door_leads_into_another_tenant() {
         for headers in
             [&[][..], &[("x-tenant", "globex")], &[("x-waffles-tenant", "globex")], &[("tenant", "globex")]]
         {
-            let (status, body) = rest("/api/v1/gateway/demo/tools/echo", headers).await;
+            let (status, body) = rest("/api/v1/gateway/demo/tools/call", headers).await;
             assert_eq!(status, 200, "{body}");
         }
         assert_eq!(acme.callers().len(), before + 4, "each went to the caller's own tenant");
