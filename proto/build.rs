@@ -17,6 +17,7 @@ const FILES: &[&str] = &[
     "waffles/registry/v1/namespace.proto",
     "waffles/registry/v1/registry.proto",
     "waffles/tenant/v1/tenant.proto",
+    "waffles/secret/v1/secret.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

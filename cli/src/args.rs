@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, V
 
 use crate::audit::{SearchArgs, TailArgs};
 use crate::call::CallArgs;
+use crate::credential::CredentialCommand;
 use crate::grant::GrantCommand;
 use crate::group::GroupCommand;
 use crate::key::KeyCommand;
@@ -123,6 +124,9 @@ pub(crate) enum Command {
     /// Proxies: the running data planes, and which of them belong.
     #[command(subcommand)]
     Proxy(ProxyCommand),
+    /// The keys that secrets are sealed with.
+    #[command(subcommand)]
+    Credential(CredentialCommand),
     /// Call a tool, as an MCP client does, through the data plane.
     Call(CallArgs),
     /// Check every hop between here and the servers, and say what to do about what is wrong.

@@ -19,6 +19,7 @@ use waffles_proto::policy::v1::policy_service_client::PolicyServiceClient;
 use waffles_proto::proxy::v1::proxy_service_client::ProxyServiceClient;
 use waffles_proto::registry::v1::namespace_service_client::NamespaceServiceClient;
 use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
+use waffles_proto::secret::v1::secret_service_client::SecretServiceClient;
 use waffles_proto::tenant::v1::tenant_service_client::TenantServiceClient;
 
 use crate::args::Global;
@@ -254,6 +255,11 @@ impl Client {
     /// The audit trail.
     pub(crate) fn audit(&self) -> AuditServiceClient<Link> {
         AuditServiceClient::new(self.wire())
+    }
+
+    /// The keys that secrets are sealed with.
+    pub(crate) fn secrets(&self) -> SecretServiceClient<Link> {
+        SecretServiceClient::new(self.wire())
     }
 
     /// Proxies.

@@ -9,6 +9,7 @@ mod bridge;
 mod call;
 mod client;
 mod context;
+mod credential;
 mod demo;
 mod doctor;
 mod failure;
@@ -84,6 +85,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tenant(command) => tenant::run(&global, command).await,
         Command::Audit(command) => audit::run(&global, command).await,
         Command::Proxy(command) => proxy::run(&global, command).await,
+        Command::Credential(command) => credential::run(&global, command).await,
         Command::Call(args) => call::run(&global, args).await,
         Command::Doctor => doctor::run(&global).await,
         Command::Completion { shell } => {

@@ -39,6 +39,7 @@ use crate::proxies::Proxies;
 use crate::registry::Registry;
 use crate::rest;
 use crate::secrets::Secrets;
+use crate::secrets::keys::{self, Keys, Rekeying};
 use crate::services::Services;
 use crate::store::changes::{self, Claim};
 use crate::store::{self, Db, OpenError};
@@ -99,6 +100,7 @@ struct Work {
     usage: Driver<usage::Writer>,
     listener: Listener,
     keeper: Driver<enrolment::Keeper>,
+    rekeying: Driver<Rekeying>,
 }
 
 /// Opens what the configuration names, brings the database up to date, and makes what must be there at first.
@@ -114,10 +116,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let http_addr = http.local_addr()?;
 
     make_folder(&config.data_dir)?;
-    let secrets = Secrets::load(&config.secrets.master_key)?;
     // The database may be waited for, and a process that is asked to end meanwhile shall end.
-    let db = tokio::select! {
-        db = open_database(&config, &secrets) => db?,
+    let (db, secrets) = tokio::select! {
+        opened = open_database(&config) => opened?,
         signal = signals.next() => anyhow::bail!("{signal} came before the database did"),
     };
     let held = db.hold().await?;
@@ -144,6 +145,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         proxies: Proxies::new(db.clone(), discovery.clone()),
         enrolment,
         tenants: Tenants::new(db.clone(), identity.clone(), discovery.clone()),
+        keys: Keys::new(&db, secrets.clone(), discovery.clone()),
         identity,
     };
     // A published port of a container is `localhost` to its user, and nobody can rebind that name.
@@ -171,13 +173,11 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         identity::AUDIENCE.to_owned(),
     )
     .closing(places(&config, [http_addr, grpc.local_addr()?, admin.local_addr()]).await);
-    let publisher = Publisher::new(
-        db.clone(),
-        secrets.seal.clone(),
-        settings,
-        discovery.clone(),
-        gates.gate("configuration"),
-    );
+    let mut tx = db.everywhere().begin().await?;
+    changes::set_closed(&mut tx, &format!("{:?}", settings.closed)).await?;
+    tx.commit().await?;
+    let publisher =
+        Publisher::new(db.clone(), secrets, settings, discovery.clone(), gates.gate("configuration"));
     let work = Work {
         publisher: publisher.driver(),
         pulse: Driver::new(Pulse::new(db.clone(), gates.gate("database")), Pulse::PERIOD),
@@ -186,6 +186,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         roster: services.proxies.driver(),
         keeper: services.enrolment.driver(),
         usage: services.identity.usage().driver(db.clone()),
+        rekeying: services.keys.driver(),
         listener: Listener::new(db.clone(), discovery.clone()),
     };
     Ok(Bound {
@@ -237,6 +238,7 @@ impl Bound {
         self.work.publisher.spawn(&tasks, drain.clone());
         self.work.roster.spawn(&tasks, drain.clone());
         self.work.keeper.spawn(&tasks, drain.clone());
+        self.work.rekeying.spawn(&tasks, drain.clone());
         self.work.rotation.spawn(&tasks, drain.clone());
         self.work.upkeep.spawn(&tasks, drain.clone());
         self.work.usage.spawn(&tasks, drain.clone());
@@ -326,8 +328,7 @@ async fn places(config: &Config, ours: [SocketAddr; 3]) -> Vec<SocketAddr> {
 /// Brings the database up to date, for the command.
 pub async fn migrate(config: &Config) -> anyhow::Result<()> {
     make_folder(&config.data_dir)?;
-    let secrets = Secrets::load(&config.secrets.master_key)?;
-    let db = open_database(config, &secrets).await?;
+    let (db, _) = open_database(config).await?;
     upkeep::make_partitions(&db, Utc::now()).await?;
     tracing::info!(database = db.kind(), "the database is up to date");
     db.close().await;
@@ -337,8 +338,7 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
 /// Gives the admin a new one-time password, for the command.
 pub async fn admin_password(config: &Config) -> anyhow::Result<()> {
     make_folder(&config.data_dir)?;
-    let secrets = Secrets::load(&config.secrets.master_key)?;
-    let db = open_database(config, &secrets).await?;
+    let (db, secrets) = open_database(config).await?;
     let identity = Identity::new(db.clone(), &secrets, Discovery::new(), config.redis_url.as_ref())?;
     let new = identity.reset_admin_password().await?;
     writeln!(std::io::stdout(), "{}", new.password.expose_secret())?;
@@ -348,8 +348,7 @@ pub async fn admin_password(config: &Config) -> anyhow::Result<()> {
 
 /// Starts a new lineage, for the command.
 pub async fn new_lineage(config: &Config) -> anyhow::Result<()> {
-    let secrets = Secrets::load(&config.secrets.master_key)?;
-    let db = open_database(config, &secrets).await?;
+    let (db, _) = open_database(config).await?;
     let mut tx = db.everywhere().begin().await?;
     let lineage = changes::new_lineage(&mut tx).await?;
     crate::audit::note(
@@ -366,11 +365,36 @@ pub async fn new_lineage(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Seals the database's keys under another master key, for the command.
+pub async fn rekey(config: &Config, file: &Path) -> anyhow::Result<()> {
+    let new = Secrets::load(file).context("--new-master-key-file")?;
+    let (db, old) = match open_database(config).await {
+        Ok(opened) => opened,
+        // The command was run before, and the file was not put in its place yet.
+        Err(error) if error.to_string().contains(new.fingerprint()) => {
+            writeln!(std::io::stdout(), "The database belongs to the key in {} already.", file.display())?;
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let done = keys::rekey(&db, &old, &new).await?;
+    db.close().await;
+    let path = file.display();
+    match done {
+        true => writeln!(
+            std::io::stdout(),
+            "The database belongs to the key in {path} now. Give that file as --master-key-file and start again; what the \
+             old keys have sealed is then sealed anew within a minute, and they are forgotten."
+        )?,
+        false => writeln!(std::io::stdout(), "The key in {path} is the one in use.")?,
+    }
+    Ok(())
+}
+
 /// Makes a join token, for the command: whoever has this machine may let a proxy in.
 pub async fn new_join_token(config: &Config, group: &str) -> anyhow::Result<JoinToken> {
     make_folder(&config.data_dir)?;
-    let secrets = Secrets::load(&config.secrets.master_key)?;
-    let db = open_database(config, &secrets).await?;
+    let (db, secrets) = open_database(config).await?;
     let enrolment = enrolment_of(config, &db, &secrets);
     enrolment.bootstrap().await?;
     let new = enrolment.create_token(&OpCtx::system(), group, None).await?;
@@ -399,8 +423,7 @@ pub async fn join_token(config: &Config, group: &str, file: Option<&Path>) -> an
 /// Prints the authorities, for the command.
 pub async fn authorities(config: &Config) -> anyhow::Result<()> {
     make_folder(&config.data_dir)?;
-    let secrets = Secrets::load(&config.secrets.master_key)?;
-    let db = open_database(config, &secrets).await?;
+    let (db, secrets) = open_database(config).await?;
     let enrolment = enrolment_of(config, &db, &secrets);
     enrolment.bootstrap().await?;
     write!(std::io::stdout(), "{}", enrolment.authorities_pem()?)?;
@@ -425,7 +448,8 @@ fn enrolment_of(config: &Config, db: &Db, secrets: &Secrets) -> Enrolment {
 }
 
 /// Opens the database, waits for it where it is not there yet, migrates it, and makes sure of the master key.
-async fn open_database(config: &Config, secrets: &Secrets) -> anyhow::Result<Db> {
+async fn open_database(config: &Config) -> anyhow::Result<(Db, Secrets)> {
+    let mut secrets = Secrets::load(&config.secrets.master_key)?;
     let db = Db::connect(&config.db).await?;
     let started = Instant::now();
     loop {
@@ -451,7 +475,11 @@ async fn open_database(config: &Config, secrets: &Secrets) -> anyhow::Result<Db>
             secrets.fingerprint(),
         );
     }
-    Ok(db)
+    let mut tx = db.everywhere().begin().await?;
+    let unlocked = keys::unlock(&mut tx, &mut secrets).await;
+    unlocked.context("--master-key-file: the keys in the database cannot be opened with it")?;
+    tx.commit().await?;
+    Ok((db, secrets))
 }
 
 fn make_folder(path: &Path) -> anyhow::Result<()> {

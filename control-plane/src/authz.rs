@@ -378,6 +378,8 @@ pub const ROUTES: &[(Method, &str, Rule, Act)] = &[
     (Method::GET, "/api/v1/audit", Needs(P::AuditRead), Reads),
     (Method::GET, "/api/v1/proxies", Needs(P::ProxiesRead), Reads),
     (Method::GET, "/api/v1/proxies/{proxy}", Needs(P::ProxiesRead), Reads),
+    (Method::GET, "/api/v1/secrets/keys", Needs(P::SecretsRotate), Reads),
+    (Method::POST, "/api/v1/secrets/keys/rotate", Needs(P::SecretsRotate), Changes),
     (Method::GET, "/api/v1/status", Needs(P::StatusRead), Reads),
 ];
 
@@ -461,6 +463,8 @@ pub const METHODS: &[(&str, Rule, Act)] = &[
     ("/waffles.proxy.v1.ProxyService/DenyProxy", Needs(P::ProxiesWrite), Changes),
     ("/waffles.proxy.v1.ProxyService/AllowProxy", Needs(P::ProxiesWrite), Changes),
     ("/waffles.proxy.v1.ProxyService/RotateAuthority", Needs(P::ProxiesWrite), Changes),
+    ("/waffles.secret.v1.SecretService/ListKeys", Needs(P::SecretsRotate), Reads),
+    ("/waffles.secret.v1.SecretService/RotateKeys", Needs(P::SecretsRotate), Changes),
     ("/waffles.proxy.v1.EnrolmentService/Enroll", Rule::Join, Changes),
     ("/waffles.proxy.v1.EnrolmentService/Renew", Rule::Proxy, Changes),
     ("/waffles.discovery.v1.DiscoveryService/Stream", Rule::Proxy, Changes),

@@ -69,6 +69,12 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
+    /// Tie the database to another master key. Stop the control plane first.
+    Rekey {
+        /// The file with the new key; made when there is no such file.
+        #[arg(long, value_name = "FILE")]
+        new_master_key_file: PathBuf,
+    },
     /// Print the authorities that the gRPC port is certified by, in PEM form.
     Ca,
 }

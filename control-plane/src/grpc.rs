@@ -11,6 +11,7 @@ mod principals;
 mod proxies;
 mod proxy;
 mod registry;
+mod secrets;
 mod tenants;
 
 use std::net::SocketAddr;
@@ -38,6 +39,7 @@ use waffles_proto::proxy::v1::enrolment_service_server::EnrolmentServiceServer;
 use waffles_proto::proxy::v1::proxy_service_server::ProxyServiceServer;
 use waffles_proto::registry::v1::namespace_service_server::NamespaceServiceServer;
 use waffles_proto::registry::v1::registry_service_server::RegistryServiceServer;
+use waffles_proto::secret::v1::secret_service_server::SecretServiceServer;
 use waffles_proto::tenant::v1::tenant_service_server::TenantServiceServer;
 use waffles_runtime::drain::Drain;
 use waffles_runtime::host::{Foreign, Hosts};
@@ -89,6 +91,7 @@ pub fn router(
         .add_service(limited!(GrantServiceServer, access::Access::new(services.identity.clone())))
         .add_service(limited!(RegistryServiceServer, registry::Servers::new(services.registry.clone())))
         .add_service(limited!(NamespaceServiceServer, namespaces::Realms::new(services.namespaces.clone())))
+        .add_service(limited!(SecretServiceServer, secrets::Seals::new(services.keys.clone())))
         .add_service(limited!(PolicyServiceServer, policy::Rules::new(&services, parts.drain.clone())))
         .add_service(limited!(TenantServiceServer, tenants::Estates::new(services.tenants.clone())))
         .add_service(limited!(AuditServiceServer, audit::Trail::new(&services, parts.drain.clone())))

@@ -24,7 +24,7 @@ use waffles_core::DEFAULT_TENANT;
 use waffles_core::credential::{Pepper, key_id, looks_like_key};
 use waffles_core::policy::{Caller, Role};
 use waffles_core::principal::Principal;
-use waffles_core::seal::SealRing;
+use waffles_core::seal::{SealKey, SealRing};
 use waffles_core::snapshot::{Kind, ResourceKey};
 
 use crate::audit;
@@ -44,6 +44,8 @@ pub use roles::NewRole;
 pub use session::{Login, Tokens};
 pub use token::{ACCESS_LIFE, AUDIENCE, ISSUER, Rotation, RotationReport};
 
+/// The id of the key for refresh tokens: none that a rotation gives.
+const REFRESH_KEY: u8 = 0;
 /// The account that exists from the start.
 pub const ADMIN: &str = "admin@localhost";
 
@@ -53,6 +55,8 @@ pub struct Identity {
     db: Db,
     pepper: Pepper,
     seal: SealRing,
+    /// Seals refresh tokens. It stays when keys are rotated, for it hides only which session a token is of.
+    refresh_seal: SealRing,
     discovery: Discovery,
     passwords: local::Passwords,
     throttle: Throttle,
@@ -79,9 +83,14 @@ impl Identity {
     ) -> Result<Self, Error> {
         let throttle = Throttle::new(redis_url.map(ExposeSecret::expose_secret))
             .map_err(|error| Error::internal(format!("--redis-url: {error}")))?;
+        let pepper = Pepper::new(&secrets.pepper);
         Ok(Self {
             db,
-            pepper: Pepper::new(&secrets.pepper),
+            refresh_seal: SealRing::new(vec![SealKey::new(
+                REFRESH_KEY,
+                &pepper.hash("seal refresh tokens 1"),
+            )]),
+            pepper,
             seal: secrets.seal.clone(),
             discovery,
             passwords: local::Passwords::new()?,

@@ -41,6 +41,7 @@ fn run() -> anyhow::Result<()> {
             Command::AdminPassword => app::admin_password(&config).await,
             Command::NewLineage => app::new_lineage(&config).await,
             Command::JoinToken { group, file } => app::join_token(&config, &group, file.as_deref()).await,
+            Command::Rekey { new_master_key_file } => app::rekey(&config, &new_master_key_file).await,
             Command::Ca => app::authorities(&config).await,
             Command::Openapi => Ok(()),
         }

@@ -10,6 +10,7 @@ mod observe;
 mod policy;
 mod principals;
 mod problem;
+mod secrets;
 mod servers;
 mod sessions;
 mod tenants;
@@ -72,6 +73,7 @@ struct Door {
         (name = "tenants", description = "Tenants, for those who run the whole Waffles"),
         (name = "audit", description = "What happened"),
         (name = "proxies", description = "Running data planes"),
+        (name = "secrets", description = "The keys that secrets are sealed with"),
         (name = "status", description = "How the control plane is doing")
     ),
     components(schemas(problem::ProblemBody))
@@ -153,6 +155,8 @@ fn parts() -> (Router<Arc<Door>>, OpenApi) {
         .routes(routes!(observe::search))
         .routes(routes!(observe::list_proxies))
         .routes(routes!(observe::get_proxy))
+        .routes(routes!(secrets::list))
+        .routes(routes!(secrets::rotate))
         .routes(routes!(observe::status))
         .split_for_parts();
     complete(&mut document);

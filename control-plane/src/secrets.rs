@@ -1,5 +1,7 @@
-//! The secrets that this program keeps itself: the master key, from which the keys for hashing, sealing and
-//! sessions are derived once at start. It lives in a file, never in the database, so that a stolen dump opens nothing.
+//! The secrets that this program keeps itself. The master key lives in a file or the environment, never in the database,
+//! so that a stolen dump opens nothing; it seals the keys that everything else is hashed and sealed with (`keys`).
+
+pub mod keys;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -42,7 +44,7 @@ pub enum SecretError {
     Random,
 }
 
-/// The keys that come from the master key.
+/// The master key, and the keys that it opens. Clones see the same keys for sealing, also after they were rotated.
 #[derive(Clone)]
 pub struct Secrets {
     /// Makes the hashes of API keys.
@@ -52,6 +54,8 @@ pub struct Secrets {
     /// Seals session ids; proxies get it.
     pub session_seal: SealRing,
     fingerprint: String,
+    /// Seals the keys in the database.
+    wrap: SealRing,
 }
 
 impl std::fmt::Debug for Secrets {
@@ -75,7 +79,8 @@ impl Secrets {
         Ok(Self::from_master(&key))
     }
 
-    /// Derives the keys.
+    /// Derives the keys. Those for hashing and sealing are the ones of databases that were made before keys could be
+    /// rotated; `keys::unlock` puts the database's own in their place.
     pub fn from_master(master: &[u8; 32]) -> Self {
         let root = hkdf::Salt::new(hkdf::HKDF_SHA256, b"waffles control plane").extract(master);
         let derive = |purpose: &str| {
@@ -92,6 +97,7 @@ impl Secrets {
             seal: ring("seal at rest 1"),
             session_seal: ring("seal sessions 1"),
             fingerprint: hex(fingerprint.get(..8).unwrap_or_default()),
+            wrap: ring("seal data keys 1"),
         }
     }
 

@@ -7,6 +7,7 @@ use crate::namespaces::Namespaces;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
 use crate::registry::Registry;
+use crate::secrets::keys::Keys;
 use crate::store::Db;
 use crate::tenants::Tenants;
 
@@ -23,4 +24,5 @@ pub struct Services {
     pub proxies: Proxies,
     pub enrolment: Enrolment,
     pub tenants: Tenants,
+    pub keys: Keys,
 }

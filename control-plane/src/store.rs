@@ -5,6 +5,7 @@
 pub mod accounts;
 pub mod audit;
 pub mod changes;
+pub mod data_keys;
 pub mod enrolment;
 pub mod eras;
 pub mod grants;

@@ -47,3 +47,9 @@ pub mod tenant {
         include!(concat!(env!("OUT_DIR"), "/waffles.tenant.v1.rs"));
     }
 }
+
+pub mod secret {
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/waffles.secret.v1.rs"));
+    }
+}

@@ -32,6 +32,7 @@ mod planes;
 mod resilience;
 mod rights;
 mod rmcp_client;
+mod rotation;
 mod ssrf;
 mod stdio;
 mod streaming;

@@ -264,6 +264,11 @@ impl ControlPlane {
         String::from_utf8(output.stdout).expect("a token is text").trim().to_owned()
     }
 
+    /// Another run of its program on the same database and files.
+    pub fn program_command(&self) -> Command {
+        Self::command(&self.options, self.dir.path())
+    }
+
     /// Where proxies reach it.
     pub fn channel_url(&self) -> String {
         format!("https://{}", self.grpc)

@@ -15,6 +15,7 @@ use crate::moment::age;
 
 use access::roles;
 pub(crate) use access::{Account, Grant, Group, HeldRole, Member, PasswordToken, Role, Session};
+pub(crate) use credential::SealKey;
 pub(crate) use enrolment::{Authority, JoinToken};
 pub(crate) use namespace::Namespace;
 pub(crate) use policy::{Explanation, Finding, PolicyVersion, RuleChange, StoredRule, TestResult, Trial};
@@ -22,6 +23,7 @@ pub(crate) use stdio::{Imported, Running, StdioProgram};
 pub(crate) use tenant::Tenant;
 
 mod access;
+mod credential;
 mod enrolment;
 mod namespace;
 mod policy;

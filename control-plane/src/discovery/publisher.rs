@@ -7,7 +7,6 @@ use std::time::Duration;
 use chrono::Utc;
 use serde::Serialize;
 use uuid::Uuid;
-use waffles_core::seal::SealRing;
 use waffles_core::snapshot::{Kind, ResourceKey, Settings};
 use waffles_core::wire;
 use waffles_proto::discovery::v1 as pb;
@@ -17,6 +16,7 @@ use waffles_runtime::task::{Driver, Task};
 use waffles_runtime::telemetry;
 
 use super::{Discovery, State};
+use crate::secrets::{Secrets, keys};
 use crate::store::changes::{self, Change, Head};
 use crate::store::{Db, READ_TIME, Tx, grants, namespaces, principals, rules, servers, sessions};
 
@@ -32,6 +32,9 @@ pub(super) enum PublishError {
     /// The database failed.
     #[error("the revision log cannot be read")]
     Read(#[from] sqlx::Error),
+    /// The keys that proxies seal with are not to be had.
+    #[error("the keys cannot be opened")]
+    Keys(#[source] crate::error::Error),
     /// The database took too long.
     #[error("reading took too long")]
     Slow,
@@ -55,7 +58,7 @@ pub(super) enum PublishError {
 #[derive(Debug)]
 pub struct Publisher {
     db: Db,
-    seal: SealRing,
+    secrets: Secrets,
     settings: Arc<Settings>,
     discovery: Discovery,
     gate: Gate,
@@ -76,9 +79,9 @@ impl Publisher {
     pub const PERIOD: Duration = Duration::from_secs(5);
 
     /// The gate opens with the first state.
-    pub fn new(db: Db, seal: SealRing, settings: Settings, discovery: Discovery, gate: Gate) -> Self {
+    pub fn new(db: Db, secrets: Secrets, settings: Settings, discovery: Discovery, gate: Gate) -> Self {
         let db = db.everywhere();
-        Self { db, seal, settings: Arc::new(settings), discovery, gate, failing: false }
+        Self { db, secrets, settings: Arc::new(settings), discovery, gate, failing: false }
     }
 
     /// Its driver, which [`Discovery::poke`] wakes from now on.
@@ -130,6 +133,7 @@ impl Publisher {
             let revision = revisions.get(&key).copied();
             state.put(key, revision, resource);
         };
+        keys::refresh(tx, &self.secrets).await.map_err(PublishError::Keys)?;
         put(settings_key(), wire::settings_resource(&self.settings));
         for key in principals::token_keys(tx).await? {
             put(ResourceKey::new(Kind::TokenKey, &key.kid), wire::token_key_resource(&key));
@@ -210,7 +214,11 @@ impl Publisher {
             let resource = match key.kind {
                 Kind::Server | Kind::Namespace | Kind::Principal | Kind::Role | Kind::Rule => None,
                 Kind::Session => key.id.parse().ok().map(wire::session_resource),
-                Kind::Settings => Some(wire::settings_resource(&self.settings)),
+                // Another replica may have rotated the keys a moment ago.
+                Kind::Settings => {
+                    keys::refresh(tx, &self.secrets).await.map_err(PublishError::Keys)?;
+                    Some(wire::settings_resource(&self.settings))
+                }
                 Kind::TokenKey => {
                     principals::token_key(tx, &key.id).await?.as_ref().map(wire::token_key_resource)
                 }
@@ -241,7 +249,7 @@ impl Publisher {
 
     fn server(&self, row: servers::ServerRow) -> Option<(ResourceKey, pb::Resource)> {
         let key = ResourceKey::new(Kind::Server, row.id().to_string());
-        match row.open(&self.seal) {
+        match row.open(&self.secrets.seal) {
             Ok(server) => Some((key, wire::server_resource(&server))),
             Err(broken) => {
                 tracing::error!(server.name = broken.name, error = %broken, "a server is not published");

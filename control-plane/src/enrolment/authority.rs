@@ -247,7 +247,7 @@ fn params(start: DateTime<Utc>, end: DateTime<Utc>) -> Result<CertificateParams,
 
 /// What the key of an authority is sealed for.
 pub(crate) fn purpose(id: Uuid) -> Vec<u8> {
-    [b"authority:".as_slice(), id.as_bytes()].concat()
+    crate::secrets::keys::authority(id)
 }
 
 fn internal(error: impl std::error::Error + Send + Sync + 'static) -> Error {

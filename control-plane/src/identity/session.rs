@@ -255,7 +255,7 @@ impl Identity {
 
     fn new_refresh_token(&self, id: Uuid, now: DateTime<Utc>) -> Result<(SecretString, NewSession), Error> {
         let plain = [id.as_bytes().as_slice(), random_text(SECRET_LEN)?.as_bytes()].concat();
-        let sealed = self.seal.seal(PURPOSE, &plain)?;
+        let sealed = self.refresh_seal.seal(PURPOSE, &plain)?;
         let text = format!("{REFRESH_PREFIX}{}", URL_SAFE_NO_PAD.encode(sealed));
         let refresh_hash = self.pepper.hash(&text);
         Ok((text.into(), NewSession { id, refresh_hash, expires_at: now + REFRESH_LIFE }))
@@ -268,7 +268,9 @@ impl Identity {
             return None;
         }
         let sealed = URL_SAFE_NO_PAD.decode(text.strip_prefix(REFRESH_PREFIX)?).ok()?;
-        let plain = self.seal.open(PURPOSE, &sealed).ok()?;
+        // Earlier versions sealed them as what lies in the database.
+        let plain =
+            self.refresh_seal.open(PURPOSE, &sealed).or_else(|_| self.seal.open(PURPOSE, &sealed)).ok()?;
         Uuid::from_slice(plain.get(..16)?).ok()
     }
 

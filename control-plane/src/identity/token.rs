@@ -136,7 +136,7 @@ fn checking_key(public_key: &[u8]) -> Result<DecodingKey, Error> {
 
 /// What the private half of a key is sealed for.
 fn purpose(kid: &str) -> Vec<u8> {
-    [b"token-key:", kid.as_bytes()].concat()
+    crate::secrets::keys::signing_key(kid)
 }
 
 /// What a new token for a session says. A token that is issued in the second of a password change must count

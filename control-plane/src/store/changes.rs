@@ -164,6 +164,20 @@ pub async fn new_lineage(tx: &mut Tx) -> sqlx::Result<String> {
     Ok(lineage)
 }
 
+/// Notes where servers may never be. A change of it is one of the settings, which proxies hear of.
+pub async fn set_closed(tx: &mut Tx, closed: &str) -> sqlx::Result<()> {
+    const SQL: &str = "UPDATE meta SET closed = $1 WHERE closed <> $1";
+    let changed = on_tx!(tx, |conn| sqlx::query(SQL)
+        .bind(closed)
+        .execute(conn)
+        .await
+        .map(|done| done.rows_affected() == 1))?;
+    if changed {
+        append(tx, &ResourceKey::new(Kind::Settings, "settings"), false).await?;
+    }
+    Ok(())
+}
+
 /// Cuts off log entries older than a time, but never the latest. A proxy that was away for longer gets the
 /// whole state. Returns how many were cut off.
 pub async fn cut_off(db: &Db, before: chrono::DateTime<Utc>) -> sqlx::Result<u64> {

@@ -356,7 +356,8 @@ pub fn seal(
     ring.seal(&purpose(server), &plain)
 }
 
-fn purpose(server: Uuid) -> Vec<u8> {
+/// What the credential of a server is sealed for.
+pub(crate) fn purpose(server: Uuid) -> Vec<u8> {
     [b"server credential ", server.as_bytes().as_slice()].concat()
 }
 
