@@ -350,6 +350,10 @@ async fn a_proxy_whose_certificate_has_ended_serves_on_and_joins_again() {
     .await;
     assert_eq!(calls(&waffles, 0, "demo").await, 200);
     waffles.control_plane.restart().await;
+    let ends = waffles_runtime::tls::certificate::Facts::read(&old.own.chain[0]).unwrap().not_after;
+    while chrono::Utc::now().timestamp() <= ends {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let refused = ask(old.channel(&waffles.control_plane).await, old.hello()).await;
     assert!(refused.is_err(), "an ended certificate was let in");
     tokio::time::sleep(Duration::from_secs(2)).await;
