@@ -46,6 +46,7 @@ use waffles_runtime::host::{Foreign, Hosts};
 
 use crate::authz::{Channel, OpCtx, ProxyPeer, Rule, method};
 use crate::discovery::Discovery;
+use crate::enrolment::Unwelcome;
 use crate::error::Error;
 use crate::services::Services;
 
@@ -145,7 +146,10 @@ async fn admit(parts: &Parts, request: &mut Request, request_id: Uuid) -> Result
     let ctx = match (rule, shown) {
         (Rule::Proxy, _) => {
             let Channel::Proxy(peer) = channel else { return Err(Error::Unauthenticated) };
-            parts.services.enrolment.check(&peer).map_err(|_| Error::Denied)?;
+            parts.services.enrolment.check(&peer).map_err(|why| match why {
+                Unwelcome::Denied => Error::Denied,
+                Unwelcome::Ended => Error::Unauthenticated,
+            })?;
             request.extensions_mut().insert(OpCtx::of_proxy(&peer, request_id, address));
             request.extensions_mut().insert(peer);
             return Ok(());

@@ -202,6 +202,7 @@ impl Follower {
         answer(&answers, pb::stream_request::Message::Hello(self.hello(&connection.group))).await?;
         let mut stream = open(&connection, sent).await?;
         self.status.connected();
+        self.config.link.membership().welcomed();
         let opened = Instant::now();
         let mut collector = Collector::default();
         loop {

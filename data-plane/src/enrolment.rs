@@ -170,6 +170,11 @@ impl Membership {
         }
     }
 
+    /// A stream is open.
+    pub(crate) fn welcomed(&self) {
+        self.live.lock().refused = false;
+    }
+
     /// The control plane says whom to believe from now on.
     pub(crate) fn learn(&self, authorities: &[Vec<u8>]) {
         let Some(member) = self.held.read().card.clone() else { return };

@@ -21,7 +21,7 @@ use super::{Parts, peer};
 use crate::audit::Audit;
 use crate::authz::ProxyPeer;
 use crate::discovery::{Discovery, Held, Offer, Update};
-use crate::enrolment::Enrolment;
+use crate::enrolment::{Enrolment, Unwelcome};
 use crate::error::Error;
 use crate::proxies::{Connected, Proxies};
 
@@ -80,7 +80,7 @@ impl DiscoveryService for Configuration {
                 () = sender.closed() => {}
                 why = enrolment.unwelcome(&peer) => {
                     tracing::info!(proxy.id = %peer.id(), reason = %why, "a proxy's configuration stream is cut");
-                    say(&sender, Status::permission_denied(why.to_string())).await;
+                    say(&sender, farewell(why)).await;
                 }
                 ended = serve => if let Err(status) = ended {
                     say(&sender, status).await;
@@ -241,7 +241,7 @@ impl AuditIngestService for Uploads {
             // A batch under way is finished before the stream ends: its receipt spares a second upload.
             let ended = tokio::select! {
                 () = sender.closed() => return,
-                why = enrolment.unwelcome(&peer) => Err(Status::permission_denied(why.to_string())),
+                why = enrolment.unwelcome(&peer) => Err(farewell(why)),
                 ended = upload.run(&mut inbound, &drain) => ended,
             };
             if let Err(status) = ended {
@@ -330,6 +330,14 @@ impl Upload {
             Ok(Err(_)) => Err(Status::cancelled("the proxy hung up")),
             Err(_) => Err(Status::deadline_exceeded("the receipt was not read in time")),
         }
+    }
+}
+
+/// A proxy tells by the code whether another certificate would help.
+fn farewell(why: Unwelcome) -> Status {
+    match why {
+        Unwelcome::Denied => Status::permission_denied(why.to_string()),
+        Unwelcome::Ended => Status::unauthenticated(why.to_string()),
     }
 }
 
