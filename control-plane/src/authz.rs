@@ -380,6 +380,10 @@ pub const ROUTES: &[(Method, &str, Rule, Act)] = &[
     (Method::GET, "/api/v1/proxies/{proxy}", Needs(P::ProxiesRead), Reads),
     (Method::GET, "/api/v1/secrets/keys", Needs(P::SecretsRotate), Reads),
     (Method::POST, "/api/v1/secrets/keys/rotate", Needs(P::SecretsRotate), Changes),
+    (Method::POST, "/api/v1/proxies/{proxy}/deny", Needs(P::ProxiesWrite), Changes),
+    (Method::POST, "/api/v1/proxies/{proxy}/allow", Needs(P::ProxiesWrite), Changes),
+    (Method::POST, "/api/v1/join-tokens", Needs(P::ProxiesWrite), Changes),
+    (Method::POST, "/api/v1/authorities", Needs(P::ProxiesWrite), Changes),
     (Method::GET, "/api/v1/status", Needs(P::StatusRead), Reads),
 ];
 

@@ -2,6 +2,7 @@
 //! request passes. Handlers decode, call one service function and encode.
 
 mod access;
+mod enrolment;
 mod extract;
 mod groups;
 mod identity;
@@ -157,6 +158,10 @@ fn parts() -> (Router<Arc<Door>>, OpenApi) {
         .routes(routes!(observe::get_proxy))
         .routes(routes!(secrets::list))
         .routes(routes!(secrets::rotate))
+        .routes(routes!(enrolment::deny))
+        .routes(routes!(enrolment::allow))
+        .routes(routes!(enrolment::create_join_token))
+        .routes(routes!(enrolment::rotate))
         .routes(routes!(observe::status))
         .split_for_parts();
     complete(&mut document);

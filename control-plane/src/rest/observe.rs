@@ -219,6 +219,11 @@ pub(super) struct Proxy {
     spool_depth: u64,
     /// Audit records lost for want of space.
     lost_records: u64,
+    /// When its certificate ends; absent for one that never had any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_expires_at: Option<DateTime<Utc>>,
+    /// It is shut out.
+    denied: bool,
 }
 
 /// What a proxy refuses.
@@ -274,6 +279,8 @@ impl From<proxies::Proxy> for Proxy {
             open_streams: proxy.health.open_streams,
             spool_depth: proxy.health.spool_depth,
             lost_records: proxy.lost_records,
+            certificate_expires_at: proxy.certificate_ends_at,
+            denied: proxy.denied,
         }
     }
 }

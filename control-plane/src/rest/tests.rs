@@ -3,6 +3,7 @@
 
 mod access;
 mod crossing;
+mod enrolment;
 mod keys;
 mod namespaces;
 mod people;
@@ -81,6 +82,7 @@ impl World {
             db,
         };
         services.namespaces.bootstrap().await.unwrap();
+        services.enrolment.bootstrap().await.unwrap();
         let gates = Gates::new();
         let hosts = Hosts::new("127.0.0.1:8081".parse().unwrap(), []).pages(Pages::Same);
         Self {
