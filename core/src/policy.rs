@@ -9,7 +9,7 @@ mod lint;
 mod permission;
 mod role;
 mod rule;
-mod types;
+mod typing;
 
 use std::borrow::Cow;
 use std::hash::Hash as _;

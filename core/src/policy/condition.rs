@@ -21,7 +21,7 @@ use open::Open;
 use survey::Survey;
 
 use super::args::{self, Paths};
-use super::types;
+use super::typing;
 
 /// Bytes of the longest condition.
 pub const CONDITION_MOST: usize = 4000;
@@ -137,7 +137,7 @@ impl Condition {
             wrong.push(format!("costs too much: {cost} steps at the worst, {COST_MOST} may be"));
         }
         if survey.depth <= usize::from(DEPTH_MOST) {
-            wrong.extend(types::check(&expression, &|_| types::Type::Any));
+            wrong.extend(typing::check(&expression, &|_| typing::Type::Any));
         }
         if !wrong.is_empty() {
             return Err(wrong);
@@ -168,13 +168,13 @@ impl Condition {
     pub fn check_args(&self, schema: &serde_json::Value) -> Vec<String> {
         let mut wrong = Vec::new();
         for path in self.paths.iter().filter(|path| !path.is_empty()) {
-            if types::of_path(schema, path).is_none() {
+            if typing::of_path(schema, path).is_none() {
                 wrong.push(format!("args.{} is no argument", path.join(".")));
             }
         }
         if wrong.is_empty() {
-            let of = |path: &[String]| types::of_path(schema, path).unwrap_or(types::Type::Any);
-            wrong.extend(types::check(&self.expression, &of));
+            let of = |path: &[String]| typing::of_path(schema, path).unwrap_or(typing::Type::Any);
+            wrong.extend(typing::check(&self.expression, &of));
         }
         wrong
     }
@@ -266,23 +266,23 @@ impl Condition {
 }
 
 /// What the parts of `principal`, `tool` and `request` are.
-pub(super) const FIELDS: [(&str, &str, types::Type); 16] = [
-    ("principal", "id", types::Type::Text),
-    ("principal", "name", types::Type::Text),
-    ("principal", "kind", types::Type::Text),
-    ("principal", "roles", types::Type::List),
-    ("principal", "groups", types::Type::List),
-    ("tool", "name", types::Type::Text),
-    ("tool", "server", types::Type::Text),
-    ("tool", "namespace", types::Type::Text),
-    ("tool", "read_only", types::Type::Any),
-    ("tool", "destructive", types::Type::Any),
-    ("tool", "idempotent", types::Type::Any),
-    ("tool", "open_world", types::Type::Any),
-    ("request", "era", types::Type::Text),
-    ("request", "address", types::Type::Text),
-    ("request", "time", types::Type::Time),
-    ("request", "key", types::Type::Text),
+pub(super) const FIELDS: [(&str, &str, typing::Type); 16] = [
+    ("principal", "id", typing::Type::Text),
+    ("principal", "name", typing::Type::Text),
+    ("principal", "kind", typing::Type::Text),
+    ("principal", "roles", typing::Type::List),
+    ("principal", "groups", typing::Type::List),
+    ("tool", "name", typing::Type::Text),
+    ("tool", "server", typing::Type::Text),
+    ("tool", "namespace", typing::Type::Text),
+    ("tool", "read_only", typing::Type::Any),
+    ("tool", "destructive", typing::Type::Any),
+    ("tool", "idempotent", typing::Type::Any),
+    ("tool", "open_world", typing::Type::Any),
+    ("request", "era", typing::Type::Text),
+    ("request", "address", typing::Type::Text),
+    ("request", "time", typing::Type::Time),
+    ("request", "key", typing::Type::Text),
 ];
 
 /// The second in which a time lies: conditions see no finer, so that what was decided can be remembered that long.
