@@ -278,11 +278,15 @@ fn sql_stands_under_store_only() {
 #[test]
 fn every_statement_over_a_tenants_table_names_the_tenant() {
     // What proxies are sent, what log-ins and tokens look for, and housekeeping: for all tenants, by their nature.
-    const FOR_ALL: [(&str, &str); 16] = [
+    const FOR_ALL: [(&str, &str); 20] = [
         ("accounts", "is_token"),
         ("accounts", "forget_tokens"),
         ("audit", "last_position"),
         ("audit", "forget"),
+        ("data_keys", "is_older"),
+        ("data_keys", "stale"),
+        ("data_keys", "replace"),
+        ("data_keys", "count"),
         ("grants", "load_roles"),
         ("namespaces", "load"),
         ("principals", "principals"),
