@@ -16,6 +16,8 @@ use crate::programs::ControlPlaneOptions;
 use crate::watchdog::Dir;
 use crate::{Waffles, WafflesOptions};
 
+/// So much newer than a week the oldest call is, since to write them all takes a while.
+const MARGIN: TimeDelta = TimeDelta::hours(1);
 /// Tools of each server.
 const TOOLS: usize = 20;
 /// Events a statement.
@@ -140,7 +142,8 @@ impl WhatIf {
             keys.push(waffles.key(KeyLimits::default()).await.id);
         }
         let now = Utc::now();
-        let step = TimeDelta::days(7).num_microseconds().unwrap_or(0) / i64::try_from(self.calls)?.max(1);
+        let step =
+            (TimeDelta::days(7) - MARGIN).num_microseconds().unwrap_or(0) / i64::try_from(self.calls)?.max(1);
         let at = |number: u64| now - TimeDelta::microseconds(step * i64::try_from(number).unwrap_or(0));
         let mut conn = SqliteConnection::connect(&format!("sqlite://{}", database.display())).await?;
         let mut random = 0x2545_f491_4f6c_dd1d_u64;
