@@ -449,7 +449,7 @@ fn enrolment_of(config: &Config, db: &Db, secrets: &Secrets) -> Enrolment {
 
 /// Opens the database, waits for it where it is not there yet, migrates it, and makes sure of the master key.
 async fn open_database(config: &Config) -> anyhow::Result<(Db, Secrets)> {
-    let mut secrets = Secrets::load(&config.secrets.master_key)?;
+    let mut secrets = config.secrets.load()?;
     let db = Db::connect(&config.db).await?;
     let started = Instant::now();
     loop {

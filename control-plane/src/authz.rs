@@ -263,7 +263,6 @@ fn changes(permission: Permission) -> bool {
             | P::PrincipalsWrite
             | P::AccessWrite
             | P::PoliciesWrite
-            | P::SecretsRotate
     )
 }
 

@@ -8,9 +8,10 @@ use clap::{Args, Parser, Subcommand};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use waffles_runtime::host::Origin;
-use waffles_runtime::telemetry::{LogConfig, LogFormat};
+use waffles_runtime::telemetry::{LogConfig, LogFormat, chain};
 
 use crate::enrolment::{AuthorityFiles, CERTIFICATE_LIFE};
+use crate::secrets::{SecretError, Secrets, is_placeholder};
 use crate::store::DbConfig;
 
 /// What to do, and how.
@@ -95,6 +96,8 @@ pub struct Listen {
 pub struct SecretFiles {
     /// The master key.
     pub master_key: PathBuf,
+    /// The master key itself, where it is not in a file.
+    pub given: Option<SecretString>,
 }
 
 /// Everything that is wrong with the configuration.
@@ -165,7 +168,18 @@ struct Flags {
     /// An origin, such as `https://console.example.com`, whose pages may call the REST port; may be given several times.
     #[arg(long, env = "WAFFLES_ALLOW_ORIGIN", value_delimiter = ',', value_name = "ORIGIN", global = true)]
     allow_origin: Vec<Origin>,
-    /// 32 random bytes in hexadecimal; made when there is no such file [default: master.key in the data directory]
+    /// The master key itself instead of a file: 32 random bytes in hexadecimal or Base64. Give it in the environment, since
+    /// every user of a machine can see its flags.
+    #[arg(
+        long,
+        env = "WAFFLES_MASTER_KEY",
+        hide_env_values = true,
+        value_name = "KEY",
+        conflicts_with = "master_key_file",
+        global = true
+    )]
+    master_key: Option<SecretString>,
+    /// 32 random bytes in hexadecimal or Base64; made when there is no such file [default: master.key in the data directory]
     #[arg(long, env = "WAFFLES_MASTER_KEY_FILE", value_name = "FILE", global = true)]
     master_key_file: Option<PathBuf>,
     /// Certificate (PEM) of an authority from outside, which proxies and the gRPC port are certified by; others behind it
@@ -260,6 +274,21 @@ impl Config {
         {
             wrong.push("--redis-url: must begin with `redis://` or `rediss://`".into());
         }
+        for (flag, url) in [("database", Some(&url)), ("redis", flags.redis_url.as_ref())] {
+            if url.is_some_and(has_placeholder) {
+                wrong.push(format!(
+                    "--{flag}-url: its password is one that stands in examples; give the account another one"
+                ));
+            }
+        }
+        // Of a file that is not there yet there is nothing to say.
+        let file = flags.master_key_file.clone().unwrap_or_else(|| flags.data_dir.join("master.key"));
+        let master = match &flags.master_key {
+            Some(given) => Secrets::given(given).err(),
+            None if file.exists() => Secrets::load(&file).err(),
+            None => None,
+        };
+        wrong.extend(master.map(|error| chain(&error).to_string()));
         // Listeners and the publisher each need one beside those that serve requests.
         if !(3..=1000).contains(&flags.database_connections) {
             wrong.push("--database-connections: must be 3 to 1000".into());
@@ -299,7 +328,10 @@ impl Config {
             listen: Listen { http: flags.http_addr, grpc: flags.grpc_addr, admin: flags.admin_addr },
             public_hosts: flags.public_host,
             allowed_origins: flags.allow_origin,
-            secrets: SecretFiles { master_key: beside(flags.master_key_file, "master.key") },
+            secrets: SecretFiles {
+                master_key: beside(flags.master_key_file, "master.key"),
+                given: flags.master_key,
+            },
             authority: flags
                 .ca_cert_file
                 .zip(flags.ca_key_file)
@@ -340,6 +372,20 @@ impl Config {
             "grace_ms": millis(self.grace),
         })
     }
+}
+
+impl SecretFiles {
+    /// Reads the master key, or makes it.
+    pub fn load(&self) -> Result<Secrets, SecretError> {
+        self.given.as_ref().map_or_else(|| Secrets::load(&self.master_key), Secrets::given)
+    }
+}
+
+/// Whether a URL holds a password that is none.
+fn has_placeholder(url: &SecretString) -> bool {
+    let Ok(url) = url::Url::parse(url.expose_secret()) else { return false };
+    let queried = url.query_pairs().find(|(name, _)| name == "password").map(|(_, value)| value.into_owned());
+    url.password().map(str::to_owned).or(queried).is_some_and(|password| is_placeholder(&password))
 }
 
 fn millis(time: Duration) -> u64 {
@@ -413,6 +459,25 @@ mod tests {
         for flag in ["--grace", "--database-url", "--database-connections", "--redis-url", "--http-addr"] {
             assert!(error.contains(flag), "{flag} is missing in {error}");
         }
+    }
+
+    #[test]
+    fn a_secret_that_is_none_is_refused_by_its_name_and_all_of_them_at_once() {
+        let zeros = "00".repeat(32);
+        let error = config(&[
+            "--database-url",
+            "postgres://waffles:changeme@h/db",
+            "--redis-url",
+            "redis://:password@h",
+            "--master-key",
+            &zeros,
+        ])
+        .unwrap_err()
+        .to_string();
+        for name in ["--database-url", "--redis-url", "WAFFLES_MASTER_KEY"] {
+            assert!(error.contains(name), "{name} is missing in {error}");
+        }
+        assert!(!error.contains("changeme") && !error.contains(&zeros), "{error}");
     }
 
     #[test]

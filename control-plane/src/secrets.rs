@@ -2,12 +2,17 @@
 //! so that a stolen dump opens nothing; it seals the keys that everything else is hashed and sealed with (`keys`).
 
 pub mod keys;
+mod strength;
+
+pub(crate) use strength::is_placeholder;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::{hkdf, rand};
+use base64::Engine as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use uuid::Uuid;
 use waffles_core::seal::{SealKey, SealRing};
 use zeroize::Zeroizing;
@@ -39,6 +44,22 @@ pub enum SecretError {
         /// What it should hold.
         wanted: &'static str,
     },
+    /// It is no secret.
+    #[error("{what}: {reason}; make another one with `openssl rand -hex 32`")]
+    Weak {
+        /// The flag that names it.
+        what: &'static str,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Others can read it.
+    #[error("{what}: {path} can be read by every user of this machine; `chmod 600` it")]
+    Exposed {
+        /// The flag that names it.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
     /// The system gave no random numbers.
     #[error("the system gave no random numbers")]
     Random,
@@ -65,18 +86,35 @@ impl std::fmt::Debug for Secrets {
 }
 
 impl Secrets {
-    /// Reads the master key, 32 bytes in hexadecimal, or makes one where there is no file.
+    /// Reads the master key, 32 bytes in hexadecimal or Base64, or makes one where there is no file.
     pub fn load(path: &Path) -> Result<Self, SecretError> {
-        const WHAT: &str = "master-key-file";
+        const WHAT: &str = "--master-key-file";
         let text = read_or_make(WHAT, path, || {
             let mut key = Zeroizing::new([0; 32]);
             rand::fill(&mut *key).map_err(|_| SecretError::Random)?;
             Ok(Zeroizing::new(hex(&*key)))
         })?;
-        let wanted = "64 hexadecimal digits";
+        let wanted = "32 random bytes, in hexadecimal or Base64";
         let key =
-            unhex(text.trim()).ok_or(SecretError::Form { what: WHAT, path: path.to_owned(), wanted })?;
-        Ok(Self::from_master(&key))
+            decode(text.trim()).ok_or(SecretError::Form { what: WHAT, path: path.to_owned(), wanted })?;
+        match strength::weakness(&key) {
+            Some(reason) => Err(SecretError::Weak { what: WHAT, reason }),
+            None => Ok(Self::from_master(&key)),
+        }
+    }
+
+    /// Takes the master key as it was given in the environment.
+    pub fn given(text: &SecretString) -> Result<Self, SecretError> {
+        const WHAT: &str = "WAFFLES_MASTER_KEY";
+        let key = decode(text.expose_secret().trim());
+        let reason = match &key {
+            None => Some("must be 32 random bytes, in hexadecimal or Base64"),
+            Some(key) => strength::weakness(key),
+        };
+        match (key, reason) {
+            (Some(key), None) => Ok(Self::from_master(&key)),
+            (_, reason) => Err(SecretError::Weak { what: WHAT, reason: reason.unwrap_or_default() }),
+        }
     }
 
     /// Derives the keys. Those for hashing and sealing are the ones of databases that were made before keys could be
@@ -130,7 +168,7 @@ fn read_or_make(
     }
     let file = std::fs::File::open(path).map_err(failed)?;
     if file.metadata().map_err(failed)?.permissions().mode() & 0o007 != 0 {
-        tracing::warn!(file = %path.display(), "a secret file can be read by every user of this machine; `chmod 600` it");
+        return Err(SecretError::Exposed { what, path: path.to_owned() });
     }
     let mut text = Zeroizing::new(String::new());
     file.take(MOST).read_to_string(&mut text).map_err(failed)?;
@@ -146,6 +184,17 @@ fn write_private(path: &Path, secret: &[u8]) -> std::io::Result<()> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// 32 bytes in hexadecimal, or in Base64 of either alphabet, with or without padding.
+fn decode(text: &str) -> Option<Zeroizing<[u8; 32]>> {
+    use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+    let bare = text.trim_end_matches('=');
+    let base64 = || {
+        let bytes = STANDARD_NO_PAD.decode(bare).or_else(|_| URL_SAFE_NO_PAD.decode(bare)).ok()?;
+        Zeroizing::new(bytes).as_slice().try_into().ok().map(Zeroizing::new)
+    };
+    unhex(text).or_else(base64)
 }
 
 fn unhex(text: &str) -> Option<Zeroizing<[u8; 32]>> {
@@ -180,8 +229,42 @@ mod tests {
     fn a_file_that_is_no_secret_is_refused_by_the_name_of_its_flag() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
-        std::fs::write(&path, "changeme").unwrap();
-        assert!(Secrets::load(&path).unwrap_err().to_string().contains("master-key-file"));
+        let zeros = "0".repeat(64);
+        for text in ["changeme", "", &zeros, &"deadbeef".repeat(8)] {
+            write(&path, text, 0o600);
+            let error = Secrets::load(&path).unwrap_err().to_string();
+            assert!(error.contains("--master-key-file"), "{text}: {error}");
+            let error = Secrets::given(&text.into()).unwrap_err().to_string();
+            assert!(
+                error.contains("WAFFLES_MASTER_KEY") && (text.is_empty() || !error.contains(text)),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_none_and_one_in_either_form_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        let bytes: Vec<u8> = (0..32_u32).map(|i| (i * i * 7 + 13 * i + 5).to_le_bytes()[0]).collect();
+        let base64 = base64::engine::general_purpose::STANDARD.encode(&bytes);
+        let as_hex = hex(&bytes);
+        for text in [&base64, &as_hex] {
+            write(&path, text, 0o644);
+            assert!(matches!(Secrets::load(&path), Err(SecretError::Exposed { .. })));
+            write(&path, text, 0o640);
+            let loaded = Secrets::load(&path).unwrap();
+            assert_eq!(loaded.fingerprint(), Secrets::given(&text.as_str().into()).unwrap().fingerprint());
+        }
+        assert_eq!(
+            Secrets::given(&base64.into()).unwrap().pepper,
+            Secrets::given(&as_hex.into()).unwrap().pepper
+        );
+    }
+
+    fn write(path: &Path, text: &str, mode: u32) {
+        std::fs::write(path, text).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
 
     #[test]

@@ -85,7 +85,8 @@ impl Sightings {
     /// What is to be told now.
     pub fn take(&self) -> Vec<SeenTools> {
         let mut inner = self.inner.lock();
-        if inner.since.is_none_or(|since| since.elapsed() > RETOLD) && inner.waiting.is_empty() {
+        let since = *inner.since.get_or_insert_with(Instant::now);
+        if since.elapsed() > RETOLD && inner.waiting.is_empty() {
             inner.known.clear();
             inner.since = Some(Instant::now());
         }

@@ -204,6 +204,7 @@ impl Keys {
     /// Starts a rotation, of which [`Keys::list`] tells how far it has come.
     pub async fn rotate(&self, ctx: &OpCtx) -> Result<Vec<KeyStatus>, Error> {
         ctx.require(Permission::SecretsRotate)?;
+        ctx.require_change()?;
         let mut tx = self.db.begin().await?;
         data_keys::lock(&mut tx).await?;
         let keys = data_keys::all(&mut tx).await?;

@@ -184,19 +184,23 @@ async fn a_proxy_gets_everything_once_and_then_what_differs() {
         .await;
         assert!(acknowledged.connected && acknowledged.lag == 0 && acknowledged.last_nack.is_none());
 
-        // Who holds everything gets nothing, also from a control plane that was started anew.
+        // A control plane that was started anew listens elsewhere and tells so; who holds everything gets no more than that.
         drop(proxy);
         plane.stop().await;
         let plane = Plane::start(&database).await;
         let held =
             pb::Hello { lineage: third.lineage.clone(), revision: third.revision, ..Default::default() };
         let mut back = Proxy::connect(&plane, held.clone()).await;
+        let told = back.update().await;
+        let kinds: Vec<_> = told.resources.iter().map(|resource| resource.id.as_str()).collect();
+        assert_eq!((told.full, kinds.as_slice(), told.removed.len()), (false, ["settings"].as_slice(), 0));
+        back.ack(&told).await;
         back.is_quiet().await;
         let older = pb::Hello { revision: second.revision, ..held };
         let mut older = Proxy::connect(&plane, older).await;
         let missed = older.update().await;
         assert!(!missed.full);
-        assert_eq!((missed.resources.len(), missed.removed.len()), (2, 1));
+        assert_eq!((missed.resources.len(), missed.removed.len()), (3, 1));
         drop((back, older));
         plane.stop().await;
         database.drop().await;
