@@ -8,6 +8,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_request};
+use uuid::Uuid;
 use waffles_proto::discovery::v1::discovery_service_client::DiscoveryServiceClient;
 use waffles_proto::registry::v1 as registry;
 use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
@@ -114,7 +115,8 @@ async fn a_method_that_nobody_mapped_is_denied() {
 async fn another_master_key_is_refused_by_name() {
     let database = Database::sqlite();
     Plane::start(&database).await.stop().await;
-    std::fs::write(database.folder.path().join("master.key"), "ab".repeat(32)).unwrap();
+    let other = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+    std::fs::write(database.folder.path().join("master.key"), other).unwrap();
     let folder = database.folder.path().to_str().unwrap();
     let args = ["waffles-control-plane", "migrate", "--data-dir", folder];
     let config = waffles_control_plane::config::Config::from_args(args).unwrap();
