@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::condition::{Condition, Looks};
 use super::rule::{Effect, Mode, Rule, RuleSpec};
 use crate::principal::Principal;
-use crate::server::{Marks, fits};
+use crate::server::Marks;
 
 /// Entries that one shard remembers; it is emptied when it is full.
 const REMEMBERED: usize = 4096;
@@ -84,19 +84,6 @@ impl CompiledRule {
         (items.namespaces.is_empty() || at)
             && (items.servers.is_empty() || items.servers.iter().any(|name| name == server))
     }
-
-    fn is_of_tool(&self, tool: &str, marks: Marks) -> bool {
-        let items = &self.rule.spec.items;
-        // What is not marked is not known to be harmless, nor to be harmful.
-        let marked = |wanted: Option<bool>, said: Option<bool>| {
-            wanted.is_none_or(|wanted| wanted == said.unwrap_or(false))
-        };
-        (items.tools.is_empty() || items.tools.iter().any(|pattern| fits(pattern, tool)))
-            && marked(items.read_only, marks.read_only)
-            && marked(items.destructive, marks.destructive)
-            && marked(items.idempotent, marks.idempotent)
-            && marked(items.open_world, marks.open_world)
-    }
 }
 
 /// What rules are asked about.
@@ -116,7 +103,6 @@ pub(super) struct Applicable {
     pub(super) rules: Vec<Arc<CompiledRule>>,
     /// What all their conditions look at together.
     pub(super) looks: Looks,
-    pub(super) conditional: bool,
 }
 
 /// What rules said together.
@@ -238,13 +224,12 @@ impl Policy {
         let mut found = Applicable::default();
         for rule in numbers.iter().filter_map(|number| self.rules.get(*number as usize)) {
             let of_tool = match place.tool {
-                Some(tool) => rule.is_of_tool(tool, place.marks),
+                Some(tool) => rule.rule.spec.items.has_tool(tool, place.marks),
                 // Where no tool is asked about, a rule of tools can only say that there may be one.
                 None => !rule.of_tools || rule.rule.spec.effect == Effect::Allow,
             };
             if of_tool && rule.is_about(place.principal) && rule.is_of_place(place.server, place.namespace) {
                 found.looks = found.looks.or(rule.looks());
-                found.conditional |= rule.condition.is_some();
                 found.rules.push(Arc::clone(rule));
             }
         }

@@ -193,7 +193,7 @@ impl<'a> Inspector<'a> {
     pub fn tool(&mut self, tool: &Tool<'_>) {
         for reader in &mut self.readers {
             let items = &reader.spec.items;
-            if of_place(items, tool.server, tool.namespaces) && of_tool(items, tool.name, tool.marks) {
+            if of_place(items, tool.server, tool.namespaces) && items.has_tool(tool.name, tool.marks) {
                 reader.see(tool);
             }
         }
@@ -262,17 +262,6 @@ fn is_about_path(complaint: &str) -> bool {
 fn of_place(items: &What, server: &str, namespaces: &[String]) -> bool {
     (items.servers.is_empty() || items.servers.iter().any(|name| name == server))
         && (items.namespaces.is_empty() || items.namespaces.iter().any(|name| namespaces.contains(name)))
-}
-
-fn of_tool(items: &What, tool: &str, marks: Marks) -> bool {
-    let marked = |wanted: Option<bool>, said: Option<bool>| {
-        wanted.is_none_or(|wanted| wanted == said.unwrap_or(false))
-    };
-    (items.tools.is_empty() || items.tools.iter().any(|pattern| fits(pattern, tool)))
-        && marked(items.read_only, marks.read_only)
-        && marked(items.destructive, marks.destructive)
-        && marked(items.idempotent, marks.idempotent)
-        && marked(items.open_world, marks.open_world)
 }
 
 /// Whether a rule always decides, where it is about something.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::condition::{CONDITION_MOST, Condition};
-use crate::server::is_pattern;
+use crate::server::{Marks, fits, is_pattern};
 use crate::{FieldError, is_dns_label};
 
 /// Entries of one list of a rule.
@@ -71,6 +71,21 @@ pub struct What {
     /// Tools that the registry marks as reaching beyond the server, or all others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open_world: Option<bool>,
+}
+
+impl What {
+    /// Whether the lists and marks that are about tools let this one in.
+    pub(super) fn has_tool(&self, tool: &str, marks: Marks) -> bool {
+        // What is not marked is not known to be harmless, nor to be harmful.
+        let marked = |wanted: Option<bool>, said: Option<bool>| {
+            wanted.is_none_or(|wanted| wanted == said.unwrap_or(false))
+        };
+        (self.tools.is_empty() || self.tools.iter().any(|pattern| fits(pattern, tool)))
+            && marked(self.read_only, marks.read_only)
+            && marked(self.destructive, marks.destructive)
+            && marked(self.idempotent, marks.idempotent)
+            && marked(self.open_world, marks.open_world)
+    }
 }
 
 /// What an operator writes.
