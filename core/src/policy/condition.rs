@@ -5,7 +5,7 @@
 mod open;
 mod survey;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
@@ -79,6 +79,8 @@ pub struct Condition {
     patterns: Arc<BTreeMap<String, Regex>>,
     /// It calls `in_cidr`.
     in_cidr: bool,
+    /// Which of `principal`, `tool` and `request` it mentions.
+    variables: BTreeSet<&'static str>,
 }
 
 impl std::fmt::Debug for Condition {
@@ -150,6 +152,7 @@ impl Condition {
             wanted,
             patterns: Arc::new(survey.patterns),
             in_cidr: survey.in_cidr,
+            variables: survey.variables,
         })
     }
 
@@ -206,40 +209,37 @@ impl Condition {
         let text = |text: &str| Value::String(Arc::new(text.to_owned()));
         let texts = |list: &[String]| Value::List(Arc::new(list.iter().map(|entry| text(entry)).collect()));
         let maybe = |value: Option<Value>| value.unwrap_or(Value::Null);
-        let principal = asked.principal;
-        context.add_variable_from_value(
-            "principal",
-            object([
-                ("id", text(&principal.id.to_string())),
-                ("name", text(&principal.name)),
-                ("kind", text(principal.kind.as_str())),
-                ("roles", texts(&principal.roles)),
-                ("groups", texts(&principal.groups)),
-            ]),
-        );
         let mark = |mark: Option<bool>| maybe(mark.map(Value::Bool));
-        let marks = asked.marks;
-        context.add_variable_from_value(
-            "tool",
-            object([
-                ("name", text(asked.tool.unwrap_or_default())),
-                ("server", text(asked.server)),
-                ("namespace", text(asked.namespace.unwrap_or_default())),
-                ("read_only", mark(marks.read_only)),
-                ("destructive", mark(marks.destructive)),
-                ("idempotent", mark(marks.idempotent)),
-                ("open_world", mark(marks.open_world)),
-            ]),
-        );
-        context.add_variable_from_value(
-            "request",
-            object([
-                ("era", text(asked.era)),
-                ("address", text(&asked.address.map(|a| a.to_canonical().to_string()).unwrap_or_default())),
-                ("time", Value::Timestamp(whole_second(asked.now).fixed_offset())),
-                ("key", text(asked.key.unwrap_or_default())),
-            ]),
-        );
+        for variable in &self.variables {
+            let value = match *variable {
+                "principal" => object([
+                    ("id", text(&asked.principal.id.to_string())),
+                    ("name", text(&asked.principal.name)),
+                    ("kind", text(asked.principal.kind.as_str())),
+                    ("roles", texts(&asked.principal.roles)),
+                    ("groups", texts(&asked.principal.groups)),
+                ]),
+                "tool" => object([
+                    ("name", text(asked.tool.unwrap_or_default())),
+                    ("server", text(asked.server)),
+                    ("namespace", text(asked.namespace.unwrap_or_default())),
+                    ("read_only", mark(asked.marks.read_only)),
+                    ("destructive", mark(asked.marks.destructive)),
+                    ("idempotent", mark(asked.marks.idempotent)),
+                    ("open_world", mark(asked.marks.open_world)),
+                ]),
+                _ => object([
+                    ("era", text(asked.era)),
+                    (
+                        "address",
+                        text(&asked.address.map(|a| a.to_canonical().to_string()).unwrap_or_default()),
+                    ),
+                    ("time", Value::Timestamp(whole_second(asked.now).fixed_offset())),
+                    ("key", text(asked.key.unwrap_or_default())),
+                ]),
+            };
+            context.add_variable_from_value(*variable, value);
+        }
         if self.looks.args {
             let value = args::read(asked.args.unwrap_or(b"{}"), &self.wanted)?;
             context.add_variable_from_value("args", value);

@@ -1,6 +1,6 @@
 //! One walk over a condition: what it looks at, what it costs at the worst, and what is wrong with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cel::IdedExpr;
 use cel::common::ast::{EntryExpr, Expr, LiteralValue};
@@ -46,6 +46,8 @@ pub(super) struct Survey {
     pub(super) patterns: BTreeMap<String, Regex>,
     pub(super) wrong: Vec<String>,
     pub(super) in_cidr: bool,
+    /// Which of `principal`, `tool` and `request` it mentions.
+    pub(super) variables: BTreeSet<&'static str>,
     pub(super) depth: usize,
 }
 
@@ -132,6 +134,7 @@ impl Survey {
         if own.contains(&name) {
             return;
         }
+        self.mention(name);
         match name {
             "principal" => {}
             "tool" => self.looks.tool = true,
@@ -154,6 +157,7 @@ impl Survey {
                 FIELDS.iter().filter(|(variable, ..)| *variable == of).map(|(_, name, _)| *name).collect();
             return self.wrong.push(format!("`{of}` has no `{field}`; it has {}", known.join(", ")));
         }
+        self.mention(of);
         match (of, field) {
             // Where a call goes is known whatever it is about.
             ("tool", "server" | "namespace") => {}
@@ -164,6 +168,11 @@ impl Survey {
             ("request", "key") => self.looks.key = true,
             _ => {}
         }
+    }
+
+    /// Only what is mentioned is made when the condition is asked.
+    fn mention(&mut self, variable: &str) {
+        self.variables.extend(FIELDS.iter().map(|(known, ..)| *known).find(|known| *known == variable));
     }
 
     fn function(&mut self, call: &cel::common::ast::CallExpr) {
