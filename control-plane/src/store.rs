@@ -184,6 +184,20 @@ macro_rules! on_tx {
 #[allow(unused_imports, reason = "the files below use what they need")]
 pub(crate) use {on_db, on_tx};
 
+/// Adds `before IN (…)` to a statement, each value bound. There must be one at the least: SQL knows no empty list.
+fn push_in<'t, DB: sqlx::Database, T: sqlx::Encode<'t, DB> + sqlx::Type<DB>>(
+    query: &mut sqlx::QueryBuilder<DB>,
+    before: &str,
+    values: impl IntoIterator<Item = T>,
+) {
+    query.push(before).push(" IN (");
+    let mut list = query.separated(", ");
+    for value in values {
+        list.push_bind(value);
+    }
+    query.push(")");
+}
+
 impl Db {
     /// Opens the database, for nobody's rows yet. A SQLite file is made where there is none, readable by its owner only.
     /// Postgres need not be there yet: its connections are made when they are needed.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use waffles_core::audit::{Event, Outcome, micros};
 
 use super::changes::{signed, unsigned};
-use super::{Db, Pool, Tx, on_db, on_tx, owner, read};
+use super::{Db, Pool, Tx, on_db, on_tx, owner, push_in, read};
 
 /// Rows a statement; 31 values each stay below the limits of both databases.
 const ROWS: usize = 500;
@@ -186,12 +186,7 @@ macro_rules! push_filter {
             query.push(" AND action = ").push_bind(&filter.action);
         }
         if !filter.outcomes.is_empty() {
-            query.push(" AND outcome IN (");
-            let mut list = query.separated(", ");
-            for outcome in &filter.outcomes {
-                list.push_bind(outcome.as_str());
-            }
-            query.push(")");
+            push_in(query, " AND outcome", filter.outcomes.iter().map(|outcome| outcome.as_str()));
         }
         if let Some(id) = filter.id {
             query.push(" AND id = ").push_bind(id);
@@ -325,12 +320,9 @@ pub async fn at_positions(db: &Db, tenant: &str, positions: &[i64]) -> sqlx::Res
     let rows: Vec<EventRow> = read(|| async {
         on_db!(db, |pool| {
             let mut query = QueryBuilder::new(format!("SELECT {COLUMNS} FROM audit_events WHERE tenant = "));
-            query.push_bind(tenant).push(" AND position IN (");
-            let mut list = query.separated(", ");
-            for position in positions {
-                list.push_bind(*position);
-            }
-            query.push(") ORDER BY position");
+            query.push_bind(tenant);
+            push_in(&mut query, " AND position", positions.iter().copied());
+            query.push(" ORDER BY position");
             query.build_query_as().persistent(false).fetch_all(pool).await
         })
     })

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use waffles_core::audit::micros;
 use waffles_core::credential::KeyHash;
 
-use super::{Db, Tx, on_db, on_tx, read};
+use super::{Db, Tx, on_db, on_tx, push_in, read};
 
 /// An authority as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
@@ -182,13 +182,9 @@ pub async fn ends(db: &Db, proxies: &[Uuid]) -> sqlx::Result<Vec<(Uuid, DateTime
     }
     read(|| async {
         on_db!(db, |pool| {
-            let mut query =
-                QueryBuilder::new("SELECT proxy_id, expires_at FROM proxy_certificates WHERE proxy_id IN (");
-            let mut list = query.separated(", ");
-            for proxy in proxies {
-                list.push_bind(*proxy);
-            }
-            query.push(") ORDER BY expires_at");
+            let mut query = QueryBuilder::new("SELECT proxy_id, expires_at FROM proxy_certificates");
+            push_in(&mut query, " WHERE proxy_id", proxies.iter().copied());
+            query.push(" ORDER BY expires_at");
             query.build_query_as().persistent(false).fetch_all(pool).await
         })
     })

@@ -9,7 +9,7 @@ use waffles_core::policy::{Permission, Role, RoleDef, Scope};
 
 use super::changes::{signed, unsigned};
 use super::rights::{columns_of, scope_of};
-use super::{Db, Tx, on_db, on_tx, read};
+use super::{Db, Tx, on_db, on_tx, push_in, read};
 
 // === Roles ===
 
@@ -80,12 +80,7 @@ pub async fn load_roles(tx: &mut Tx, ids: Option<&[Uuid]>) -> sqlx::Result<Vec<R
     let rows: Vec<RoleRow> = on_tx!(tx, |conn| {
         let mut query = QueryBuilder::new(format!("SELECT {ROLE} FROM roles"));
         if let Some(ids) = ids {
-            query.push(" WHERE id IN (");
-            let mut list = query.separated(", ");
-            for id in ids {
-                list.push_bind(*id);
-            }
-            query.push(")");
+            push_in(&mut query, " WHERE id", ids.iter().copied());
         }
         query.build_query_as().persistent(false).fetch_all(conn).await
     })?;
@@ -366,12 +361,8 @@ async fn holders(tx: &mut Tx, tenant: &str, scopes: &[&str], name: &str) -> sqlx
     on_tx!(tx, |conn| {
         let mut query = QueryBuilder::new("SELECT principal_id FROM grants WHERE tenant = ");
         let narrow = |query: &mut QueryBuilder<_>| {
-            query.push(" AND scope IN (");
-            let mut list = query.separated(", ");
-            for scope in scopes {
-                list.push_bind((*scope).to_owned());
-            }
-            query.push(") AND scope_name = ").push_bind(name.to_owned());
+            push_in(query, " AND scope", scopes.iter().map(|scope| (*scope).to_owned()));
+            query.push(" AND scope_name = ").push_bind(name.to_owned());
         };
         query.push_bind(tenant.to_owned()).push(" AND principal_id IS NOT NULL");
         narrow(&mut query);

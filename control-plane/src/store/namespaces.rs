@@ -11,7 +11,7 @@ use uuid::Uuid;
 use waffles_core::namespace::{Expose, Level, Member, Namespace, NamespaceSpec, PrincipalLevel, RoleLevel};
 
 use super::changes::{signed, unsigned};
-use super::{Db, Tx, on_tx, read};
+use super::{Db, Tx, on_tx, push_in, read};
 
 /// Rows or names a statement.
 const ROWS: usize = 200;
@@ -309,12 +309,8 @@ pub async fn server_ids(tx: &mut Tx, tenant: &str, names: &[&str]) -> sqlx::Resu
     for names in names.chunks(ROWS) {
         let rows: Vec<(String, Uuid)> = on_tx!(tx, |conn| {
             let mut query = QueryBuilder::new("SELECT name, id FROM servers WHERE tenant = ");
-            query.push_bind(tenant).push(" AND name IN (");
-            let mut list = query.separated(", ");
-            for name in names {
-                list.push_bind(*name);
-            }
-            query.push(")");
+            query.push_bind(tenant);
+            push_in(&mut query, " AND name", names.iter().copied());
             query.build_query_as().persistent(false).fetch_all(conn).await
         })?;
         found.extend(rows);
@@ -402,12 +398,7 @@ pub async fn load(tx: &mut Tx, ids: Option<&[Uuid]>) -> sqlx::Result<Vec<Namespa
     let rows = on_tx!(&mut *tx, |conn| {
         let mut query = QueryBuilder::new(format!("SELECT {COLUMNS} FROM namespaces"));
         if let Some(ids) = ids {
-            query.push(" WHERE id IN (");
-            let mut list = query.separated(", ");
-            for id in ids {
-                list.push_bind(*id);
-            }
-            query.push(")");
+            push_in(&mut query, " WHERE id", ids.iter().copied());
         }
         query.build_query_as().persistent(false).fetch_all(conn).await
     })?;

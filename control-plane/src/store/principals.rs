@@ -11,7 +11,7 @@ use waffles_core::principal::{Principal, PrincipalKind};
 use waffles_core::snapshot::{Kind, ResourceKey, TokenKey};
 
 use crate::store::grants::{self, Grant, Holder};
-use crate::store::{Db, Tx, changes, on_db, on_tx, read, rights};
+use crate::store::{Db, Tx, changes, on_db, on_tx, push_in, read, rights};
 
 // === Users ===
 
@@ -72,12 +72,7 @@ pub async fn principals(tx: &mut Tx, ids: Option<&[Uuid]>) -> sqlx::Result<Vec<P
     let rows: Vec<UserRow> = on_tx!(&mut *tx, |conn| {
         let mut query = QueryBuilder::new(format!("SELECT {USER} FROM users u"));
         if let Some(ids) = ids {
-            query.push(" WHERE u.id IN (");
-            let mut list = query.separated(", ");
-            for id in ids {
-                list.push_bind(*id);
-            }
-            query.push(")");
+            push_in(&mut query, " WHERE u.id", ids.iter().copied());
         }
         query.build_query_as().persistent(false).fetch_all(conn).await
     })?;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use waffles_core::policy::{Held, Permission, RoleDef, Scope};
 use waffles_core::principal::Principal;
 
-use super::{Tx, on_tx};
+use super::{Tx, on_tx, push_in};
 
 /// Principals a statement; with more of them, everything is read at once.
 const MOST_IDS: usize = 200;
@@ -105,26 +105,15 @@ pub(super) fn columns_of(scope: &Scope) -> (&'static str, &str, &str) {
     }
 }
 
-macro_rules! push_ids {
-    ($query:expr, $before:literal, $ids:expr) => {
-        if let Some(ids) = $ids {
-            $query.push($before).push(" IN (");
-            let mut list = $query.separated(", ");
-            for id in ids {
-                list.push_bind(*id);
-            }
-            $query.push(")");
-        }
-    };
-}
-
 async fn members(tx: &mut Tx, only: Option<&[Uuid]>) -> sqlx::Result<Vec<MemberRow>> {
     on_tx!(tx, |conn| {
         let mut query = QueryBuilder::new(
             "SELECT m.principal_id AS holder, g.name FROM group_members m
             JOIN principal_groups g ON g.id = m.group_id AND g.tenant = m.tenant",
         );
-        push_ids!(query, " WHERE m.principal_id", only);
+        if let Some(ids) = only {
+            push_in(&mut query, " WHERE m.principal_id", ids.iter().copied());
+        }
         query.push(" ORDER BY g.name");
         let one = only.is_some_and(|ids| ids.len() == 1);
         query.build_query_as().persistent(one).fetch_all(conn).await
@@ -139,12 +128,16 @@ async fn held(tx: &mut Tx, only: Option<&[Uuid]>) -> sqlx::Result<Vec<HeldRow>> 
             FROM (SELECT g.tenant, g.principal_id AS holder, g.role, g.scope, g.scope_name, g.pattern
                 FROM grants g WHERE g.principal_id IS NOT NULL",
         );
-        push_ids!(query, " AND g.principal_id", only);
+        if let Some(ids) = only {
+            push_in(&mut query, " AND g.principal_id", ids.iter().copied());
+        }
         query.push(
             " UNION SELECT g.tenant, m.principal_id AS holder, g.role, g.scope, g.scope_name, g.pattern
                 FROM grants g JOIN group_members m ON m.group_id = g.group_id AND m.tenant = g.tenant",
         );
-        push_ids!(query, " WHERE m.principal_id", only);
+        if let Some(ids) = only {
+            push_in(&mut query, " WHERE m.principal_id", ids.iter().copied());
+        }
         query.push(
             ") AS h LEFT JOIN roles r ON r.tenant = h.tenant AND r.name = h.role
             ORDER BY h.role, h.scope, h.scope_name, h.pattern",

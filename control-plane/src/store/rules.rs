@@ -9,7 +9,7 @@ use uuid::Uuid;
 use waffles_core::policy::{Rule, RuleSpec};
 
 use super::changes::{signed, unsigned};
-use super::{Db, Tx, on_db, on_tx, read};
+use super::{Db, Tx, on_db, on_tx, push_in, read};
 
 /// Rows a statement.
 const ROWS: usize = 200;
@@ -173,12 +173,7 @@ pub async fn load(tx: &mut Tx, ids: Option<&[Uuid]>) -> sqlx::Result<Vec<Rule>> 
     let rows: Vec<RuleRow> = on_tx!(tx, |conn| {
         let mut query = QueryBuilder::new(format!("SELECT {COLUMNS} FROM policy_rules"));
         if let Some(ids) = ids {
-            query.push(" WHERE id IN (");
-            let mut list = query.separated(", ");
-            for id in ids {
-                list.push_bind(*id);
-            }
-            query.push(")");
+            push_in(&mut query, " WHERE id", ids.iter().copied());
         }
         query.build_query_as().persistent(false).fetch_all(conn).await
     })?;
@@ -198,12 +193,8 @@ pub async fn write(
     for rows in removed.chunks(ROWS) {
         on_tx!(&mut *tx, |conn| {
             let mut query = QueryBuilder::new("DELETE FROM policy_rules WHERE tenant = ");
-            query.push_bind(tenant).push(" AND id IN (");
-            let mut list = query.separated(", ");
-            for change in rows {
-                list.push_bind(change.id);
-            }
-            query.push(")");
+            query.push_bind(tenant);
+            push_in(&mut query, " AND id", rows.iter().map(|change| change.id));
             query.build().persistent(false).execute(conn).await.map(drop)
         })?;
     }

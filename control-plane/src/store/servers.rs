@@ -17,7 +17,7 @@ use waffles_core::server::{
 use zeroize::Zeroizing;
 
 use super::changes::{signed, unsigned};
-use super::{Db, Tx, on_db, on_tx, read};
+use super::{Db, Tx, on_db, on_tx, push_in, read};
 
 /// The stored form cannot be turned into a server.
 #[derive(Debug, thiserror::Error)]
@@ -286,12 +286,7 @@ pub async fn list(
                 query.push(" AND enabled = ").push_bind(enabled);
             }
             if let Some(names) = only {
-                query.push(" AND name IN (");
-                let mut list = query.separated(", ");
-                for name in names {
-                    list.push_bind(name);
-                }
-                query.push(")");
+                push_in(&mut query, " AND name", names);
             }
             if let Some(after) = after {
                 query.push(" AND name > ").push_bind(after);
@@ -308,12 +303,7 @@ pub async fn load(tx: &mut Tx, ids: Option<&[Uuid]>) -> sqlx::Result<Vec<ServerR
     on_tx!(tx, |conn| {
         let mut query = QueryBuilder::new(format!("SELECT {COLUMNS} FROM servers"));
         if let Some(ids) = ids {
-            query.push(" WHERE id IN (");
-            let mut list = query.separated(", ");
-            for id in ids {
-                list.push_bind(*id);
-            }
-            query.push(")");
+            push_in(&mut query, " WHERE id", ids.iter().copied());
         }
         query.build_query_as().persistent(false).fetch_all(conn).await
     })

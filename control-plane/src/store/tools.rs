@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::QueryBuilder;
 use uuid::Uuid;
 
-use super::{Db, Tx, on_db, on_tx, read};
+use super::{Db, Tx, on_db, on_tx, push_in, read};
 
 /// Rows a statement.
 const ROWS: usize = 100;
@@ -92,12 +92,8 @@ async fn present(
     let rows: Vec<(String, String, DateTime<Utc>)> = on_tx!(tx, |conn| {
         let mut query =
             QueryBuilder::new("SELECT name, input_schema, seen_at FROM server_tools WHERE tenant = ");
-        query.push_bind(tenant).push(" AND server_id = ").push_bind(server).push(" AND name IN (");
-        let mut list = query.separated(", ");
-        for tool in tools {
-            list.push_bind(&tool.name);
-        }
-        query.push(")");
+        query.push_bind(tenant).push(" AND server_id = ").push_bind(server);
+        push_in(&mut query, " AND name", tools.iter().map(|tool| &tool.name));
         query.build_query_as().persistent(false).fetch_all(conn).await
     })?;
     Ok(rows.into_iter().map(|(name, schema, seen_at)| (name, (schema, seen_at))).collect())
