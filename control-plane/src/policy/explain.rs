@@ -9,12 +9,11 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use waffles_core::audit::{Event, Outcome, clean};
 use waffles_core::policy::{
-    Access, Args, Caller, Decision, Explanation, Facts, Permission, Policy as Rules, Question, Step, decide,
-    explain,
+    Access, Decision, Explanation, Permission, Policy as Rules, Question, Step, decide, explain,
 };
 
 use super::Policy;
-use super::world::{World, captured, compiled, era_of, namespace_of, reach};
+use super::world::{Parties, World, as_args, captured, compiled, era_of, namespace_of, reach};
 use crate::authz::OpCtx;
 use crate::error::Error;
 use crate::store::rules as store;
@@ -97,13 +96,7 @@ pub struct Answer {
 
 /// A call as it is asked about.
 struct Call {
-    principal: std::sync::Arc<waffles_core::principal::Principal>,
-    key: Option<std::sync::Arc<waffles_core::credential::ApiKey>>,
-    server: std::sync::Arc<waffles_core::snapshot::ServerEntry>,
-    namespace: Option<std::sync::Arc<waffles_core::namespace::NamespaceEntry>>,
-    access: Access,
-    tool: Option<String>,
-    era: &'static str,
+    parties: Parties,
     address: Option<IpAddr>,
     time: DateTime<Utc>,
     /// None: they are not known.
@@ -112,24 +105,11 @@ struct Call {
 
 impl Call {
     fn question<'a>(&'a self, policy: &'a Rules) -> Question<'a> {
-        let args = match &self.args {
-            None => Args::Any,
-            Some(args) => Args::Given(args.as_ref().map(|raw| raw.get().as_bytes())),
-        };
-        Question {
-            caller: Caller { principal: &self.principal, key: self.key.as_deref(), address: self.address },
-            policy,
-            server: &self.server.server,
-            tools: &self.server.tools,
-            namespace: self.namespace.as_deref(),
-            access: self.access,
-            tool: self.tool.as_deref(),
-            facts: Facts { era: self.era, now: self.time, args },
-        }
+        self.parties.question(policy, self.address, self.time, as_args(self.args.as_ref()))
     }
 
     fn inputs(&self, with_args: bool) -> Vec<(&'static str, Value)> {
-        let principal = &self.principal;
+        let principal = &self.parties.principal;
         let held: Vec<String> =
             principal.grants.iter().map(|held| format!("{}@{}", held.role, held.scope)).collect();
         let mut inputs = vec![
@@ -138,21 +118,21 @@ impl Call {
             ("principal.roles", json!(principal.roles)),
             ("principal.groups", json!(principal.groups)),
             ("principal.grants", json!(held)),
-            ("server", json!(self.server.server.spec.name)),
-            ("request.era", json!(self.era)),
+            ("server", json!(self.parties.server.server.spec.name)),
+            ("request.era", json!(self.parties.era)),
             ("request.time", json!(self.time)),
         ];
-        if let Some(key) = &self.key {
+        if let Some(key) = &self.parties.key {
             inputs.push(("request.key", json!(key.id)));
         }
         if let Some(address) = self.address {
             inputs.push(("request.address", json!(address)));
         }
-        if let Some(namespace) = &self.namespace {
+        if let Some(namespace) = &self.parties.namespace {
             inputs.push(("namespace", json!(namespace.namespace.spec.name)));
         }
-        if let Some(tool) = &self.tool {
-            let marks = self.server.server.spec.marks_of(tool);
+        if let Some(tool) = &self.parties.tool {
+            let marks = self.parties.server.server.spec.marks_of(tool);
             inputs.push(("tool", json!(tool)));
             for (name, mark) in [
                 ("tool.read_only", marks.read_only),
@@ -217,14 +197,9 @@ impl Policy {
             _ => return Err(Error::invalid("era", "must be `http_sse`, `sessions` or `stateless`")),
         };
         let tool = Some(imagined.tool).filter(|tool| !tool.is_empty());
+        let access = if tool.is_some() { Access::Call } else { Access::List };
         let call = Call {
-            principal,
-            key,
-            server,
-            namespace,
-            access: if tool.is_some() { Access::Call } else { Access::List },
-            tool,
-            era,
+            parties: Parties { principal, key, server, namespace, access, tool, era },
             address: imagined.address,
             time: imagined.time.unwrap_or_else(Utc::now),
             args: Some(args),
@@ -356,14 +331,9 @@ async fn past_call(world: &mut World, event: &Event, notes: &mut Vec<String>) ->
     if args.is_none() && of_tool {
         notes.push("the arguments were not captured whole, so conditions about them are not judged".into());
     }
+    let (tool, era) = (of_tool.then(|| event.target.clone()), era_of(&event.protocol_version));
     Ok(Some(Call {
-        principal,
-        key,
-        server,
-        namespace,
-        access,
-        tool: of_tool.then(|| event.target.clone()),
-        era: era_of(&event.protocol_version),
+        parties: Parties { principal, key, server, namespace, access, tool, era },
         address: event.client_ip.parse().ok(),
         time: event.occurred_at,
         args,

@@ -11,16 +11,12 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
 use uuid::Uuid;
 use waffles_core::audit::clean;
-use waffles_core::credential::ApiKey;
-use waffles_core::namespace::NamespaceEntry;
 use waffles_core::policy::{
-    Access, Args, Caller, Condition, Facts, Looks, Mode, Notice, Permission, Policy as Rules, Question,
-    RuleSpec, Verdict, about, decide,
+    Access, Args, Condition, Looks, Mode, Notice, Permission, Policy as Rules, RuleSpec, Verdict, about,
+    decide,
 };
-use waffles_core::principal::Principal;
-use waffles_core::snapshot::ServerEntry;
 
-use super::world::{World, captured, compiled, era_of, namespace_of, reach};
+use super::world::{Parties, World, as_args, captured, compiled, era_of, namespace_of, reach};
 use super::{Policy, limit};
 use crate::authz::OpCtx;
 use crate::error::Error;
@@ -204,32 +200,6 @@ struct Each {
     same: bool,
 }
 
-struct Parties {
-    principal: Arc<Principal>,
-    key: Option<Arc<ApiKey>>,
-    server: Arc<ServerEntry>,
-    namespace: Option<Arc<NamespaceEntry>>,
-    access: Access,
-    tool: Option<String>,
-    era: &'static str,
-}
-
-impl Parties {
-    fn question<'a>(&'a self, policy: &'a Rules, call: &CallRow, args: Args<'a>) -> Question<'a> {
-        let address = call.client_ip.parse().ok();
-        Question {
-            caller: Caller { principal: &self.principal, key: self.key.as_deref(), address },
-            policy,
-            server: &self.server.server,
-            tools: &self.server.tools,
-            namespace: self.namespace.as_deref(),
-            access: self.access,
-            tool: self.tool.as_deref(),
-            facts: Facts { era: self.era, now: call.occurred_at, args },
-        }
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sort {
     Same,
@@ -324,8 +294,8 @@ impl Run {
         let (Some(principal), Some(server)) = (principal, server) else { return Ok(Known::Gone) };
         let tool = of_tool.then(|| kind.target.clone());
         let parties = Parties { principal, key, server, namespace, access, tool, era: kind.era };
-        let (now, then) =
-            (parties.question(&self.now, call, Args::Any), parties.question(&self.then, call, Args::Any));
+        let ask = |rules| parties.question(rules, call.client_ip.parse().ok(), call.occurred_at, Args::Any);
+        let (now, then) = (ask(&self.now), ask(&self.then));
         let (rules_now, rules_then) = (about(&now), about(&then));
         let enforced = |rules: &[Arc<waffles_core::policy::CompiledRule>]| -> Vec<RuleSpec> {
             rules
@@ -359,12 +329,9 @@ impl Run {
             true => captured(&call.request_payload, parties.server.server.spec.capture),
             false => Some(None),
         };
-        let args = match &raw {
-            None => Args::Any,
-            Some(args) => Args::Given(args.as_ref().map(|raw| raw.get().as_bytes())),
-        };
-        let now = decide(&parties.question(&self.now, call, args));
-        let then = decide(&parties.question(&self.then, call, args));
+        let (address, args) = (call.client_ip.parse().ok(), as_args(raw.as_ref()));
+        let ask = |rules| decide(&parties.question(rules, address, call.occurred_at, args));
+        let (now, then) = (ask(&self.now), ask(&self.then));
         let (before, after) = (now.decision.is_allowed(), then.decision.is_allowed());
         let sort = match (before, after) {
             _ if each.same => Sort::Same,

@@ -3,8 +3,10 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -12,7 +14,9 @@ use uuid::Uuid;
 use waffles_core::audit::REDACTED;
 use waffles_core::credential::ApiKey;
 use waffles_core::namespace::NamespaceEntry;
-use waffles_core::policy::{Access, CompiledRule, Effect, Mode, Policy as Rules, Rule, RuleSpec};
+use waffles_core::policy::{
+    Access, Args, Caller, CompiledRule, Effect, Facts, Mode, Policy as Rules, Question, Rule, RuleSpec,
+};
 use waffles_core::principal::Principal;
 use waffles_core::server::{Capture, ToolSet};
 use waffles_core::snapshot::ServerEntry;
@@ -24,6 +28,47 @@ use crate::store::{Db, namespaces, principals, servers};
 
 /// Entries of one kind that are kept; beyond that they are looked up again.
 const MOST_KEPT: usize = 20_000;
+
+/// Between whom a call is, as a decision needs it.
+pub(super) struct Parties {
+    pub(super) principal: Arc<Principal>,
+    pub(super) key: Option<Arc<ApiKey>>,
+    pub(super) server: Arc<ServerEntry>,
+    pub(super) namespace: Option<Arc<NamespaceEntry>>,
+    pub(super) access: Access,
+    pub(super) tool: Option<String>,
+    pub(super) era: &'static str,
+}
+
+impl Parties {
+    /// The question about a call between them, from an address at a time.
+    pub(super) fn question<'a>(
+        &'a self,
+        policy: &'a Rules,
+        address: Option<IpAddr>,
+        time: DateTime<Utc>,
+        args: Args<'a>,
+    ) -> Question<'a> {
+        Question {
+            caller: Caller { principal: &self.principal, key: self.key.as_deref(), address },
+            policy,
+            server: &self.server.server,
+            tools: &self.server.tools,
+            namespace: self.namespace.as_deref(),
+            access: self.access,
+            tool: self.tool.as_deref(),
+            facts: Facts { era: self.era, now: time, args },
+        }
+    }
+}
+
+/// Captured arguments as a question takes them; none: they are not known.
+pub(super) fn as_args(captured: Option<&Option<Box<RawValue>>>) -> Args<'_> {
+    match captured {
+        None => Args::Any,
+        Some(args) => Args::Given(args.as_ref().map(|raw| raw.get().as_bytes())),
+    }
+}
 
 /// What there is in a tenant.
 pub(super) struct World {
