@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use waffles_core::policy::Role;
-use waffles_tests::{Waffles, WafflesOptions};
+use waffles_tests::{Dice, Waffles, WafflesOptions};
 
 /// A permission, and the server it is held on; none: the whole tenant.
 type Right = (String, Option<&'static str>);
@@ -29,26 +29,12 @@ const PERMISSIONS: [&str; 9] = [
     "audit:read",
 ];
 
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % sides as u64).unwrap()
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.roll(of.len())]
-    }
-
-    fn some(&mut self) -> BTreeSet<String> {
-        let mut some: BTreeSet<String> =
-            PERMISSIONS.iter().filter(|_| self.roll(3) == 0).map(ToString::to_string).collect();
-        some.insert(self.pick(&PERMISSIONS).to_owned());
-        some
-    }
+/// Some permissions, and one at the least.
+fn some(dice: &mut Dice) -> BTreeSet<String> {
+    let mut some: BTreeSet<String> =
+        PERMISSIONS.iter().filter(|_| dice.roll(3) == 0).map(ToString::to_string).collect();
+    some.insert(dice.pick(&PERMISSIONS).to_owned());
+    some
 }
 
 /// Who a role is granted to.
@@ -154,7 +140,7 @@ impl World {
         };
         world.must("POST", "/groups", json!({"name": world.name(GROUP)})).await;
         for role in CUSTOM {
-            let permissions = dice.some();
+            let permissions = some(dice);
             world.must("POST", "/roles", json!({"name": world.name(role), "permissions": permissions})).await;
             world.model.roles.insert(role.to_owned(), permissions);
         }
@@ -208,7 +194,7 @@ impl World {
                 status
             }
             3 => {
-                let (role, permissions) = (dice.pick(&CUSTOM), dice.some());
+                let (role, permissions) = (dice.pick(&CUSTOM), some(dice));
                 said = format!("{actor} makes {role} {permissions:?}");
                 let path = format!("/roles/{}", self.name(role));
                 let (_, present) = self.send("GET", &path, &self.admin, None).await;
@@ -243,7 +229,7 @@ impl World {
                 status
             }
             _ => {
-                let scopes = dice.some();
+                let scopes = some(dice);
                 said = format!("{actor} makes an own key of {scopes:?}");
                 let body =
                     json!({"name": "narrow", "limits": {"scopes": scopes, "read_only": dice.roll(2) == 0}});
@@ -297,10 +283,10 @@ async fn nobody_gives_or_gets_what_they_do_not_hold() {
         std::env::var("WAFFLES_TEST_SEQUENCES").ok().and_then(|n| n.parse().ok()).unwrap_or(25);
     let waffles = Waffles::with(WafflesOptions { proxies: 0, ..WafflesOptions::default() }).await;
     waffles.add_server(SERVER, "http://127.0.0.1:1024/mcp").await;
-    let mut dice = Dice(0x5EED_0020);
+    let mut dice = Dice::new(0x5EED_0020);
     let (mut done, mut steps) = (0, 0);
     for sequence in 0..wanted {
-        let state = dice.0;
+        let state = dice.state();
         let mut world = World::make(&waffles, sequence, &mut dice).await;
         for step in 0..8 {
             let what = format!("sequence {sequence} (dice {state:#x}) step {step}");

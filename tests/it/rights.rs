@@ -10,7 +10,7 @@ use waffles_core::namespace::{Expose, Level, Member, NamespaceSpec, RoleLevel};
 use waffles_core::policy::{Held, RuleSpec, Scope};
 use waffles_core::server::{Marks, ToolFilter, ToolMark};
 use waffles_tests::mcp_server::tool;
-use waffles_tests::{Behaviour, Era, McpClient, McpServer, Seed, Seeded};
+use waffles_tests::{Behaviour, Dice, Era, McpClient, McpServer, Seed, Seeded};
 
 const TOOLS: [&str; 6] = ["get_user", "get_order", "set_user", "delete_user", "search", "a__b"];
 /// All are tried: a tool whose rules look at the arguments is listed where some of them pass.
@@ -24,24 +24,8 @@ fn arguments() -> Vec<Value> {
     n.iter().flat_map(|n| missing.iter().map(|missing| with(*n, missing))).collect()
 }
 
-/// Numbers that are the same in every run.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % sides as u64).unwrap()
-    }
-
-    fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
-        &of[self.roll(of.len())]
-    }
-
-    fn some(&mut self, of: &[&str]) -> Vec<String> {
-        of.iter().filter(|_| self.roll(3) == 0).map(ToString::to_string).collect()
-    }
+fn some(dice: &mut Dice, of: &[&str]) -> Vec<String> {
+    of.iter().filter(|_| dice.roll(3) == 0).map(ToString::to_string).collect()
 }
 
 fn rule(dice: &mut Dice, number: usize) -> RuleSpec {
@@ -82,11 +66,11 @@ fn rule(dice: &mut Dice, number: usize) -> RuleSpec {
         },
         "items": {
             "namespaces": if dice.roll(6) == 0 { vec!["team"] } else { vec![] },
-            "servers": if dice.roll(2) == 0 { vec![*dice.pick(&["demo", "crm"])] } else { vec![] },
-            "tools": if dice.roll(2) == 0 { dice.some(&patterns) } else { vec![] },
+            "servers": if dice.roll(2) == 0 { vec![dice.pick(&["demo", "crm"])] } else { vec![] },
+            "tools": if dice.roll(2) == 0 { some(dice, &patterns) } else { vec![] },
             "read_only": read_only,
         },
-        "condition": if number == 0 { *dice.pick(&of_args) } else { *dice.pick(&conditions) },
+        "condition": if number == 0 { dice.pick(&of_args) } else { dice.pick(&conditions) },
     }))
     .unwrap()
 }
@@ -116,7 +100,7 @@ fn limits(dice: &mut Dice) -> KeyLimits {
 
 /// Somebody with rights of their own, and a key. Their number is their name.
 fn person(seed: &mut Seed, dice: &mut Dice, number: usize) -> String {
-    let role = *dice.pick(&["user", "user", "operator"]);
+    let role = dice.pick(&["user", "user", "operator"]);
     let id = seed.principal_with(&format!("p{number}"), role, |principal| {
         if dice.roll(2) == 0 {
             principal.groups = vec!["ops".into()];
@@ -335,13 +319,13 @@ async fn compare_rest(world: &World, key: &str, server: &str, what: &str) -> usi
 #[tokio::test]
 async fn what_is_listed_is_what_can_be_called() {
     let wanted: usize = std::env::var("WAFFLES_TEST_PAIRS").ok().and_then(|n| n.parse().ok()).unwrap_or(1500);
-    let mut dice = Dice(0x5EED_0004);
+    let mut dice = Dice::new(0x5EED_0004);
     let mut pairs = 0;
     let mut allowed = 0;
     let mut world_number = 0;
     while pairs < wanted {
         world_number += 1;
-        let state = dice.0;
+        let state = dice.state();
         let world = World::make(&mut dice).await;
         for (number, key) in world.keys.iter().enumerate() {
             for door in DOORS {

@@ -15,6 +15,7 @@ use std::future::Future;
 use std::time::Duration;
 
 pub mod bench;
+pub mod dice;
 pub mod matrix;
 pub mod mcp_client;
 pub mod mcp_server;
@@ -28,6 +29,7 @@ pub mod seed;
 pub mod waffles;
 pub mod watchdog;
 
+pub use dice::Dice;
 pub use mcp_client::{Answer, Era, McpClient};
 pub use mcp_server::{Behaviour, McpServer};
 pub use postgres::Postgres;
