@@ -191,11 +191,15 @@ async fn a_program_with_sessions_serves_clients_of_both_eras() {
     .await;
     let params = json!({"name": "trigger-elicitation-request", "arguments": {}});
     let mut stream = session.ask_stream(3, "tools/call", params.clone()).await.unwrap();
-    let question = stream.message().await.unwrap();
-    assert_eq!(question["method"], "elicitation/create", "{question}");
-    let reply = json!({"jsonrpc": "2.0", "id": question["id"], "result": {"action": "decline"}});
-    assert_eq!(session.post(reply.to_string()).await.unwrap().status, 202);
-    let answer = stream.message().await.unwrap();
+    let mut asked = Vec::new();
+    let answer = loop {
+        let message = stream.message().await.unwrap();
+        let Some(method) = message["method"].as_str() else { break message };
+        let reply = json!({"jsonrpc": "2.0", "id": message["id"], "result": reply_to(method)});
+        assert_eq!(session.post(reply.to_string()).await.unwrap().status, 202);
+        asked.push(method.to_owned());
+    };
+    assert!(asked.iter().any(|method| method == "elicitation/create"), "{asked:?}");
     assert_eq!(answer["id"], 3);
     assert!(answer["result"]["content"].to_string().contains("declined"), "{answer}");
 
@@ -206,14 +210,30 @@ async fn a_program_with_sessions_serves_clients_of_both_eras() {
         Ok(asked)
     })
     .await;
-    let requests = asked["inputRequests"].as_object().unwrap();
-    let key = requests.keys().next().unwrap();
-    assert_eq!(requests[key]["method"], "elicitation/create");
-    let mut again = params.clone();
-    again["requestState"] = asked["requestState"].clone();
-    again["inputResponses"] = json!({key: {"action": "decline"}});
-    let answer = stateless.ask(5, "tools/call", again).await.unwrap().result();
+    let (mut answer, mut methods) = (asked, Vec::new());
+    while answer["resultType"] == "input_required" {
+        let mut again = params.clone();
+        again["requestState"] = answer["requestState"].clone();
+        for (key, request) in answer["inputRequests"].as_object().unwrap() {
+            let method = request["method"].as_str().unwrap();
+            again["inputResponses"][key] = reply_to(method);
+            methods.push(method.to_owned());
+        }
+        assert!(methods.len() < 10, "{methods:?}");
+        answer = stateless.ask(5, "tools/call", again).await.unwrap().result();
+    }
+    assert!(methods.iter().any(|method| method == "elicitation/create"), "{methods:?}");
     assert!(answer["content"].to_string().contains("declined"), "{answer}");
+}
+
+/// What the client of a test says to a server's question. server-everything asks for roots after the handshake, which
+/// may fall into the first call.
+fn reply_to(method: &str) -> serde_json::Value {
+    match method {
+        "roots/list" => json!({"roots": []}),
+        "elicitation/create" => json!({"action": "decline"}),
+        _ => panic!("nobody expects to be asked for {method}"),
+    }
 }
 
 #[tokio::test]

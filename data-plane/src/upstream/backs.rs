@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method as HttpMethod, StatusCode, header};
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 use waffles_mcp::capability;
 use waffles_mcp::headers::{LAST_EVENT_ID, MCP_PROTOCOL_VERSION, MCP_SESSION_ID};
@@ -34,6 +34,10 @@ const MAX_LINES: usize = 8;
 /// A session that nobody uses is ended.
 const IDLE: Duration = Duration::from_secs(300);
 const END_TIME: Duration = Duration::from_secs(2);
+/// A server has one standing stream a session, and says 409 to a second: also when the first was closed a moment ago and
+/// it has not seen that yet.
+const SECOND_STREAM: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Whose a session is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -309,12 +313,18 @@ impl Back {
         if let Some(value) = event_id.and_then(|id| HeaderValue::try_from(id).ok()) {
             outgoing.headers.insert(LAST_EVENT_ID, value);
         }
-        let answer = upstream.call(permit, outgoing).await?;
-        match Heard::read(answer).await? {
-            Heard::Inbox(inbox) => Ok(Some(inbox.endless())),
-            Heard::Accepted => Ok(None),
-            Heard::Refused { status, .. } if status.as_u16() == 405 => Ok(None),
-            Heard::Refused { status, message } => Err(self.refused(status.as_u16(), message.as_deref())),
+        let until = Instant::now() + SECOND_STREAM;
+        loop {
+            let answer = upstream.call(permit, outgoing.clone()).await?;
+            return match Heard::read(answer).await? {
+                Heard::Inbox(inbox) => Ok(Some(inbox.endless())),
+                Heard::Accepted | Heard::Refused { status: StatusCode::METHOD_NOT_ALLOWED, .. } => Ok(None),
+                Heard::Refused { status: StatusCode::CONFLICT, .. } if Instant::now() < until => {
+                    sleep(LOOK_AGAIN).await;
+                    continue;
+                }
+                Heard::Refused { status, message } => Err(self.refused(status.as_u16(), message.as_deref())),
+            };
         }
     }
 
