@@ -8,6 +8,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::credential::{ApiKey, KeyHash, Pepper};
+use crate::limit::{CompiledLimit, Limits};
 use crate::namespace::NamespaceEntry;
 use crate::policy::{CompiledRule, Policy, RoleDef};
 use crate::principal::Principal;
@@ -91,6 +92,8 @@ pub enum Kind {
     Rule,
     /// A session that was ended.
     Session,
+    /// A limit.
+    Limit,
 }
 
 impl Kind {
@@ -106,12 +109,13 @@ impl Kind {
             Self::Role => "role",
             Self::Rule => "rule",
             Self::Session => "session",
+            Self::Limit => "limit",
         }
     }
 
     /// Reads the word.
     pub fn parse(word: &str) -> Option<Self> {
-        const ALL: [Kind; 9] = [
+        const ALL: [Kind; 10] = [
             Kind::Server,
             Kind::Principal,
             Kind::ApiKey,
@@ -121,6 +125,7 @@ impl Kind {
             Kind::Role,
             Kind::Rule,
             Kind::Session,
+            Kind::Limit,
         ];
         ALL.into_iter().find(|kind| kind.as_str() == word)
     }
@@ -162,6 +167,8 @@ pub struct Snapshot {
     pub(crate) roles: HashMap<Uuid, Arc<RoleDef>>,
     pub(crate) rules: HashMap<Uuid, Arc<CompiledRule>>,
     pub(crate) sessions: HashSet<Uuid>,
+    pub(crate) limits: HashMap<Uuid, Arc<CompiledLimit>>,
+    limits_of: HashMap<String, Arc<Limits>>,
     policies: HashMap<String, Arc<Policy>>,
     no_policy: Arc<Policy>,
     /// Resources of this revision that were refused; asked for again when the stream opens anew.
@@ -214,6 +221,16 @@ impl Snapshot {
         self.policies.get(tenant).unwrap_or(&self.no_policy)
     }
 
+    /// The limits of a tenant; none where it has none.
+    pub fn limits(&self, tenant: &str) -> Option<&Arc<Limits>> {
+        self.limits_of.get(tenant)
+    }
+
+    /// One limit.
+    pub fn limit(&self, id: &Uuid) -> Option<&Arc<CompiledLimit>> {
+        self.limits.get(id)
+    }
+
     /// Whether a session was ended, so that its access tokens are good no more.
     pub fn is_ended(&self, session: &Uuid) -> bool {
         self.sessions.contains(session)
@@ -230,7 +247,7 @@ impl Snapshot {
     }
 
     /// How many resources of each kind it holds, for the admin port.
-    pub fn counts(&self) -> [(&'static str, usize); 8] {
+    pub fn counts(&self) -> [(&'static str, usize); 9] {
         [
             ("servers", self.servers.len()),
             ("principals", self.principals.len()),
@@ -240,6 +257,7 @@ impl Snapshot {
             ("roles", self.roles.len()),
             ("rules", self.rules.len()),
             ("ended_sessions", self.sessions.len()),
+            ("limits", self.limits.len()),
         ]
     }
 
@@ -255,6 +273,7 @@ impl Snapshot {
             Kind::Role => key.id.parse().is_ok_and(|id: Uuid| self.roles.contains_key(&id)),
             Kind::Rule => key.id.parse().is_ok_and(|id: Uuid| self.rules.contains_key(&id)),
             Kind::Session => key.id.parse().is_ok_and(|id: Uuid| self.sessions.contains(&id)),
+            Kind::Limit => key.id.parse().is_ok_and(|id: Uuid| self.limits.contains_key(&id)),
         }
     }
 
@@ -276,6 +295,8 @@ impl Snapshot {
             roles: self.roles.clone(),
             rules: self.rules.clone(),
             sessions: self.sessions.clone(),
+            limits: self.limits.clone(),
+            limits_of: HashMap::new(),
             policies: HashMap::new(),
             no_policy: Arc::clone(&self.no_policy),
             refused: self.refused.clone(),
@@ -294,6 +315,7 @@ impl Snapshot {
             (Kind::Role, Some(id)) => drop(self.roles.remove(&id)),
             (Kind::Rule, Some(id)) => drop(self.rules.remove(&id)),
             (Kind::Session, Some(id)) => drop(self.sessions.remove(&id)),
+            (Kind::Limit, Some(id)) => drop(self.limits.remove(&id)),
             // What has no such id was never held.
             (_, None) => {}
         }
@@ -332,6 +354,14 @@ impl Snapshot {
         self.policies = rules
             .into_iter()
             .map(|(tenant, rules)| (tenant.to_owned(), Arc::new(Policy::new(rules))))
+            .collect();
+        let mut limits: HashMap<&str, Vec<Arc<CompiledLimit>>> = HashMap::new();
+        for limit in self.limits.values() {
+            limits.entry(&limit.limit.tenant).or_default().push(Arc::clone(limit));
+        }
+        self.limits_of = limits
+            .into_iter()
+            .map(|(tenant, limits)| (tenant.to_owned(), Arc::new(Limits::new(limits))))
             .collect();
         self.define_roles();
         self.by_hash = self.keys.values().map(|(hash, key)| (*hash, Arc::clone(key))).collect();

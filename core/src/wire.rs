@@ -476,6 +476,7 @@ pub fn reference(key: &ResourceKey) -> pb::ResourceRef {
         Kind::Role => pb::ResourceKind::Role,
         Kind::Rule => pb::ResourceKind::Rule,
         Kind::Session => pb::ResourceKind::Session,
+        Kind::Limit => pb::ResourceKind::Limit,
     };
     pb::ResourceRef { kind: kind.into(), id: key.id.clone() }
 }
@@ -492,6 +493,7 @@ pub fn resource_key(reference: &pb::ResourceRef) -> Option<ResourceKey> {
         pb::ResourceKind::Role => Kind::Role,
         pb::ResourceKind::Rule => Kind::Rule,
         pb::ResourceKind::Session => Kind::Session,
+        pb::ResourceKind::Limit => Kind::Limit,
         pb::ResourceKind::Unspecified => return None,
     };
     Some(ResourceKey::new(kind, reference.id.clone()))
@@ -509,6 +511,7 @@ pub fn key_of(resource: &pb::Resource) -> Option<ResourceKey> {
         pb::resource::Kind::Role(_) => Kind::Role,
         pb::resource::Kind::Rule(_) => Kind::Rule,
         pb::resource::Kind::Session(_) => Kind::Session,
+        pb::resource::Kind::Limit(_) => Kind::Limit,
     };
     Some(ResourceKey::new(kind, resource.id.clone()))
 }
@@ -541,7 +544,7 @@ pub struct Update {
 
 impl Snapshot {
     /// The snapshot after an update, and what of the update was refused. A removal is always applied. A refused
-    /// server keeps its last good form; a refused principal, key, role or namespace counts as absent, so that a
+    /// server or limit keeps its last good form; a refused principal, key, role or namespace counts as absent, so that a
     /// right that cannot be read is no right; a refused rule that forbids goes on forbidding all that it may be about;
     /// refused settings keep the last good ones.
     pub fn with_update(&self, update: Update) -> (Snapshot, Vec<Refusal>) {
@@ -573,6 +576,7 @@ impl Snapshot {
                 Err(reason) => {
                     match key.kind {
                         Kind::Server => next.keep_server(self, &key),
+                        Kind::Limit => next.keep_limit(self, &key),
                         Kind::Principal | Kind::ApiKey | Kind::TokenKey | Kind::Namespace | Kind::Role => {
                             next.remove(&key)
                         }
@@ -592,6 +596,15 @@ impl Snapshot {
             && let Some(entry) = last.servers.get(&id)
         {
             self.servers.insert(id, Arc::clone(entry));
+        }
+    }
+
+    /// What cannot be read was meant to limit something: the last good form goes on doing so.
+    fn keep_limit(&mut self, last: &Snapshot, key: &ResourceKey) {
+        if let Ok(id) = key.id.parse::<Uuid>()
+            && let Some(limit) = last.limits.get(&id)
+        {
+            self.limits.insert(id, Arc::clone(limit));
         }
     }
 
@@ -653,6 +666,11 @@ impl Snapshot {
             pb::resource::Kind::Session(_) => {
                 self.sessions.insert(id.parse().map_err(|_| "id: is not a UUID")?);
             }
+            pb::resource::Kind::Limit(message) => {
+                same(&message.id)?;
+                let limit = limits::limit_from_proto(message)?;
+                self.limits.insert(limit.limit.id, limit);
+            }
             pb::resource::Kind::Settings(message) => {
                 self.settings = Some(Arc::new(settings_from_proto(message)?));
             }
@@ -672,6 +690,7 @@ impl Snapshot {
         resources.extend(self.roles.values().map(|role| role_resource(role)));
         resources.extend(self.rules.values().map(|rule| rule_resource(&rule.rule)));
         resources.extend(self.sessions.iter().map(|session| session_resource(*session)));
+        resources.extend(self.limits.values().map(|limit| limit_resource(&limit.limit)));
         pb::StreamResponse {
             lineage: self.lineage.clone(),
             revision: self.revision,
@@ -801,6 +820,7 @@ pub fn outcome_from_proto(outcome: i32) -> Option<Outcome> {
 }
 
 mod access;
+mod limits;
 mod namespaces;
 
 use access::role_from_proto;
@@ -809,6 +829,9 @@ pub use access::{
     scope_from_proto, scope_to_proto, session_resource,
 };
 
+pub use limits::{
+    limit_kind_from_proto, limit_kind_to_proto, limit_resource, limit_spec_from_proto, limit_spec_to_proto,
+};
 pub use namespaces::{
     member_from_proto, namespace_from_proto, namespace_resource, namespace_spec_from_proto,
     namespace_to_proto,

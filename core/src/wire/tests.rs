@@ -63,9 +63,39 @@ fn full() -> Update {
             key_resource(&key("k1"), &[9; 32]),
             token_key_resource(&TokenKey { kid: "t1".into(), public_key: [3; 32] }),
             server_resource(&server("demo", 1)),
+            limit_resource(&limit(10)),
         ],
         removed: vec![],
     }
+}
+
+fn limit(amount: u64) -> crate::limit::Limit {
+    let spec = serde_json::from_value(serde_json::json!({
+        "name": "few", "description": "d", "kind": "quota", "amount": amount, "window_seconds": 60,
+        "per": ["principal", "tool"], "principals": {"roles": ["user"], "groups": ["ops"], "names": ["a"]},
+        "servers": ["demo"], "tools": ["get_*"], "classes": ["calls"],
+    }));
+    crate::limit::Limit { id: Uuid::from_u128(5), tenant: "default".into(), spec: spec.unwrap() }
+}
+
+#[test]
+fn a_refused_limit_goes_on_in_its_last_good_form() {
+    let (snapshot, _) = Snapshot::default().with_update(full());
+    let amount = |snapshot: &Snapshot| snapshot.limit(&Uuid::from_u128(5)).map(|l| l.limit.spec.amount);
+    let update = |amount| Update {
+        lineage: "l".into(),
+        revision: 6,
+        resources: vec![limit_resource(&limit(amount))],
+        ..Update::default()
+    };
+    assert_eq!(snapshot.limit(&Uuid::from_u128(5)).unwrap().limit, limit(10));
+    let (next, refusals) = snapshot.with_update(update(0));
+    assert_eq!((refusals.len(), amount(&next)), (1, Some(10)));
+    let (next, refusals) = next.with_update(update(20));
+    assert_eq!((refusals.len(), amount(&next)), (0, Some(20)));
+    let removed = vec![reference(&ResourceKey::new(Kind::Limit, Uuid::from_u128(5)))];
+    let (next, _) = next.with_update(Update { lineage: "l".into(), revision: 8, removed, ..Update::default() });
+    assert!(next.limits("default").is_none());
 }
 
 fn sorted(mut update: pb::StreamResponse) -> pb::StreamResponse {
@@ -132,7 +162,7 @@ fn a_removal_is_applied_and_nothing_else_goes() {
     let (next, refusals) = snapshot.with_update(update);
     assert_eq!(refusals, []);
     assert!(next.key(&[9; 32]).is_none());
-    assert_eq!(next.counts().map(|(_, n)| n), [1, 1, 0, 1, 0, 0, 0, 0]);
+    assert_eq!(next.counts().map(|(_, n)| n), [1, 1, 0, 1, 0, 0, 0, 0, 1]);
 }
 
 #[test]
