@@ -141,6 +141,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         registry: Registry::new(db.clone(), secrets.seal.clone(), discovery.clone()),
         namespaces,
         policy: Policy::new(db.clone(), discovery.clone()),
+        limits: crate::limits::Limits::new(db.clone(), discovery.clone()),
         audit: Audit::new(db.clone(), identity.usage().clone()),
         proxies: Proxies::new(db.clone(), discovery.clone()),
         enrolment,

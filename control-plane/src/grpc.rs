@@ -5,6 +5,7 @@ mod access;
 mod audit;
 mod auth;
 mod enrolment;
+mod limits;
 mod namespaces;
 mod policy;
 mod principals;
@@ -34,6 +35,7 @@ use waffles_proto::auth::v1::grant_service_server::GrantServiceServer;
 use waffles_proto::auth::v1::principal_service_server::PrincipalServiceServer;
 use waffles_proto::auth::v1::role_service_server::RoleServiceServer;
 use waffles_proto::discovery::v1::discovery_service_server::DiscoveryServiceServer;
+use waffles_proto::policy::v1::limit_service_server::LimitServiceServer;
 use waffles_proto::policy::v1::policy_service_server::PolicyServiceServer;
 use waffles_proto::proxy::v1::enrolment_service_server::EnrolmentServiceServer;
 use waffles_proto::proxy::v1::proxy_service_server::ProxyServiceServer;
@@ -94,6 +96,7 @@ pub fn router(
         .add_service(limited!(NamespaceServiceServer, namespaces::Realms::new(services.namespaces.clone())))
         .add_service(limited!(SecretServiceServer, secrets::Seals::new(services.keys.clone())))
         .add_service(limited!(PolicyServiceServer, policy::Rules::new(&services, parts.drain.clone())))
+        .add_service(limited!(LimitServiceServer, limits::Bounds::new(services.limits.clone())))
         .add_service(limited!(TenantServiceServer, tenants::Estates::new(services.tenants.clone())))
         .add_service(limited!(AuditServiceServer, audit::Trail::new(&services, parts.drain.clone())))
         .add_service(limited!(ProxyServiceServer, proxies::Fleet::new(&services)))

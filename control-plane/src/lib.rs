@@ -16,6 +16,7 @@ pub mod authz;
 pub mod discovery;
 pub mod enrolment;
 pub mod identity;
+pub mod limits;
 pub mod namespaces;
 pub mod policy;
 pub mod proxies;

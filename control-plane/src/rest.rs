@@ -6,6 +6,7 @@ mod enrolment;
 mod extract;
 mod groups;
 mod identity;
+mod limits;
 mod namespaces;
 mod observe;
 mod policy;
@@ -71,6 +72,7 @@ struct Door {
         (name = "api-keys", description = "Keys for programs"),
         (name = "servers", description = "Registered MCP servers"),
         (name = "policy", description = "Rules, their versions, and what they come to"),
+        (name = "limits", description = "How much may be done in a time, or at once"),
         (name = "tenants", description = "Tenants, for those who run the whole Waffles"),
         (name = "audit", description = "What happened"),
         (name = "proxies", description = "Running data planes"),
@@ -148,6 +150,9 @@ fn parts() -> (Router<Arc<Door>>, OpenApi) {
         .routes(routes!(policy::rollback))
         .routes(routes!(policy::explain))
         .routes(routes!(policy::diff))
+        .routes(routes!(limits::list, limits::create))
+        .routes(routes!(limits::get, limits::update, limits::delete))
+        .routes(routes!(limits::usage))
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::get))
         .routes(routes!(tenants::suspend))

@@ -3,6 +3,7 @@
 use crate::audit::Audit;
 use crate::enrolment::Enrolment;
 use crate::identity::Identity;
+use crate::limits::Limits;
 use crate::namespaces::Namespaces;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
@@ -20,6 +21,7 @@ pub struct Services {
     pub registry: Registry,
     pub namespaces: Namespaces,
     pub policy: Policy,
+    pub limits: Limits,
     pub audit: Audit,
     pub proxies: Proxies,
     pub enrolment: Enrolment,

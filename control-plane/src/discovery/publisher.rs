@@ -18,7 +18,7 @@ use waffles_runtime::telemetry;
 use super::{Discovery, State};
 use crate::secrets::{Secrets, keys};
 use crate::store::changes::{self, Change, Head};
-use crate::store::{Db, READ_TIME, Tx, grants, namespaces, principals, rules, servers, sessions};
+use crate::store::{Db, READ_TIME, Tx, grants, limits, namespaces, principals, rules, servers, sessions};
 
 /// A read of the whole state may take longer than one of a row.
 const MOST: Duration = Duration::from_secs(30);
@@ -165,6 +165,9 @@ impl Publisher {
         for rule in rules::load(tx, None).await? {
             put(ResourceKey::new(Kind::Rule, rule.id.to_string()), wire::rule_resource(&rule));
         }
+        for limit in limits::load(tx, None).await? {
+            put(ResourceKey::new(Kind::Limit, limit.id.to_string()), wire::limit_resource(&limit));
+        }
         for change in &log {
             if state.resource(&change.key).is_none() && (change.removed || is_right(change.key.kind)) {
                 state.remove(change.key.clone(), change.revision);
@@ -184,7 +187,7 @@ impl Publisher {
         };
         let mut found: HashMap<ResourceKey, pb::Resource> = HashMap::new();
         let (servers, namespaces, rules) = (ids(Kind::Server), ids(Kind::Namespace), ids(Kind::Rule));
-        let (people, roles) = (ids(Kind::Principal), ids(Kind::Role));
+        let (people, roles, bounds) = (ids(Kind::Principal), ids(Kind::Role), ids(Kind::Limit));
         if !roles.is_empty() {
             let key = |id: Uuid| ResourceKey::new(Kind::Role, id.to_string());
             let loaded = grants::load_roles(tx, Some(&roles)).await?;
@@ -209,10 +212,20 @@ impl Publisher {
             let loaded = rules::load(tx, Some(&rules)).await?;
             found.extend(loaded.into_iter().map(|rule| (key(rule.id), wire::rule_resource(&rule))));
         }
+        if !bounds.is_empty() {
+            let key = |id: Uuid| ResourceKey::new(Kind::Limit, id.to_string());
+            let loaded = limits::load(tx, Some(&bounds)).await?;
+            found.extend(loaded.into_iter().map(|limit| (key(limit.id), wire::limit_resource(&limit))));
+        }
         for change in changed.iter().filter(|change| !change.removed) {
             let key = &change.key;
             let resource = match key.kind {
-                Kind::Server | Kind::Namespace | Kind::Principal | Kind::Role | Kind::Rule => None,
+                Kind::Server
+                | Kind::Namespace
+                | Kind::Principal
+                | Kind::Role
+                | Kind::Rule
+                | Kind::Limit => None,
                 Kind::Session => key.id.parse().ok().map(wire::session_resource),
                 // Another replica may have rotated the keys a moment ago.
                 Kind::Settings => {

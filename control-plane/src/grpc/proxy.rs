@@ -23,6 +23,7 @@ use crate::authz::ProxyPeer;
 use crate::discovery::{Discovery, Held, Offer, Update};
 use crate::enrolment::{Enrolment, Unwelcome};
 use crate::error::Error;
+use crate::limits::Limits;
 use crate::proxies::{Connected, Proxies};
 
 /// A stream begins with its hello, and an update is answered, within this time.
@@ -211,6 +212,7 @@ impl Stream {
 pub(super) struct Uploads {
     audit: Audit,
     proxies: Proxies,
+    limits: Limits,
     enrolment: Enrolment,
     drain: Drain,
 }
@@ -219,7 +221,8 @@ impl Uploads {
     pub(super) fn new(parts: &Parts) -> Self {
         let services = &parts.services;
         let (audit, proxies) = (services.audit.clone(), services.proxies.clone());
-        Self { audit, proxies, enrolment: services.enrolment.clone(), drain: parts.drain.clone() }
+        let limits = services.limits.clone();
+        Self { audit, proxies, limits, enrolment: services.enrolment.clone(), drain: parts.drain.clone() }
     }
 }
 
@@ -234,10 +237,10 @@ impl AuditIngestService for Uploads {
         let peer = peer(&request)?;
         let (sender, receiver) = mpsc::channel(WAITING);
         let (audit, proxies, drain) = (self.audit.clone(), self.proxies.clone(), self.drain.clone());
-        let enrolment = self.enrolment.clone();
+        let (enrolment, limits) = (self.enrolment.clone(), self.limits.clone());
         let mut inbound = request.into_inner();
         task::spawn("audit-upload", async move {
-            let upload = Upload { peer: peer.clone(), audit, proxies, sender: sender.clone() };
+            let upload = Upload { peer: peer.clone(), audit, proxies, limits, sender: sender.clone() };
             // A batch under way is finished before the stream ends: its receipt spares a second upload.
             let ended = tokio::select! {
                 () = sender.closed() => return,
@@ -257,6 +260,7 @@ struct Upload {
     peer: ProxyPeer,
     audit: Audit,
     proxies: Proxies,
+    limits: Limits,
     sender: mpsc::Sender<Result<audit_pb::UploadResponse, Status>>,
 }
 
@@ -290,7 +294,10 @@ impl Upload {
                     let stored = self.patiently(drain, store).await?;
                     self.receipt(stored).await?;
                 }
-                Some(Message::Health(health)) => self.proxies.health(&self.peer, &health),
+                Some(Message::Health(health)) => {
+                    self.proxies.health(&self.peer, &health);
+                    self.limits.hear(&self.peer, &health.limits).await;
+                }
                 Some(Message::Hello(_)) => return Err(Status::invalid_argument("a second hello")),
                 // A message of a later version.
                 None => {}

@@ -73,6 +73,7 @@ impl World {
             registry: Registry::new(db.clone(), secrets.seal.clone(), discovery.clone()),
             namespaces: Namespaces::new(db.clone(), discovery.clone()),
             policy: crate::policy::Policy::new(db.clone(), discovery.clone()),
+            limits: crate::limits::Limits::new(db.clone(), discovery.clone()),
             audit: Audit::new(db.clone(), identity.usage().clone()),
             enrolment: Enrolment::new(db.clone(), &secrets, channel),
             proxies: Proxies::new(db.clone(), discovery.clone()),

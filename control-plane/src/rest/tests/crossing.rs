@@ -20,6 +20,10 @@ async fn pairs(world: &World) -> Vec<(String, String)> {
         ("service-accounts", json!({"name": "zeta-bot", "display_name": MARK})),
         ("groups", json!({"name": "zeta-crew", "description": MARK})),
         ("roles", json!({"name": "zeta-role", "description": MARK, "permissions": ["servers:read"]})),
+        (
+            "limits",
+            json!({"name": "zeta-limit", "description": MARK, "kind": "rate", "amount": 5, "window_seconds": 60}),
+        ),
         ("api-keys", json!({"name": MARK})),
     ] {
         let made = world.call("POST", &format!("/api/v1/{path}"), &admin, body.clone()).await;
@@ -77,6 +81,7 @@ fn body_for(method: &Method, pattern: &str) -> Value {
             json!({"version": 1, "endpoints": [{"url": "http://127.0.0.1:9/mcp"}]})
         }
         (_, "/api/v1/namespaces/{name}") => json!({"version": 1}),
+        (_, "/api/v1/limits/{name}") => json!({"version": 1, "kind": "streams", "amount": 5}),
         (_, "/api/v1/roles/{name}") => json!({"version": 1, "permissions": ["servers:read"]}),
         (_, "/api/v1/service-accounts/{name}/api-keys") => json!({"name": "k"}),
         _ => json!({}),
