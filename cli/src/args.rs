@@ -12,6 +12,7 @@ use crate::credential::CredentialCommand;
 use crate::grant::GrantCommand;
 use crate::group::GroupCommand;
 use crate::key::KeyCommand;
+use crate::limit::LimitCommand;
 use crate::login::{ContextCommand, LoginArgs};
 use crate::namespace::NamespaceCommand;
 use crate::passwd::PasswdArgs;
@@ -95,6 +96,11 @@ pub(crate) enum Command {
     /// Policy: rules with conditions, their versions, and what they come to.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Limits: how much may be done in a time, or at once.
+    #[command(subcommand)]
+    Limit(LimitCommand),
+    /// Show how much of the limits is used, and what the tenant has of what it may have.
+    Usage,
     /// API keys.
     #[command(subcommand)]
     Key(KeyCommand),

@@ -15,6 +15,7 @@ use waffles_proto::auth::v1::grant_service_client::GrantServiceClient;
 use waffles_proto::auth::v1::principal_service_client::PrincipalServiceClient;
 use waffles_proto::auth::v1::role_service_client::RoleServiceClient;
 use waffles_proto::auth::v1::{self as auth_pb, RefreshRequest};
+use waffles_proto::policy::v1::limit_service_client::LimitServiceClient;
 use waffles_proto::policy::v1::policy_service_client::PolicyServiceClient;
 use waffles_proto::proxy::v1::proxy_service_client::ProxyServiceClient;
 use waffles_proto::registry::v1::namespace_service_client::NamespaceServiceClient;
@@ -230,6 +231,11 @@ impl Client {
     /// The policy. What it is told may be as long as one message, and so may what it tells.
     pub(crate) fn policies(&self) -> PolicyServiceClient<Link> {
         PolicyServiceClient::new(self.wire())
+    }
+
+    /// Limits.
+    pub(crate) fn limits(&self) -> LimitServiceClient<Link> {
+        LimitServiceClient::new(self.wire())
     }
 
     /// Users, service accounts, groups and sessions.

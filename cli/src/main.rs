@@ -18,6 +18,7 @@ mod group;
 mod http;
 mod import;
 mod key;
+mod limit;
 mod login;
 mod mcp;
 mod moment;
@@ -75,6 +76,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Server(command) => server::run(&global, command).await,
         Command::Namespace(command) => namespace::run(&global, command).await,
         Command::Policy(command) => policy::run(&global, command).await,
+        Command::Limit(command) => limit::run(&global, command).await,
+        Command::Usage => limit::usage(&global).await,
         Command::Key(command) => key::run(&global, command).await,
         Command::User(command) => user::run(&global, command).await,
         Command::ServiceAccount(command) => user::run_service(&global, command).await,

@@ -370,7 +370,10 @@ impl Starter<'_> {
             name: "the data plane".to_owned(),
             path,
             args: arguments,
-            secrets: vec![("WAFFLES_DATABASE_URL", None), ("WAFFLES_REDIS_URL", None)],
+            secrets: vec![
+                ("WAFFLES_DATABASE_URL", None),
+                ("WAFFLES_REDIS_URL", args.redis_url.clone().map(Into::into)),
+            ],
             log: home.log("data-plane"),
         }
     }

@@ -7,13 +7,13 @@ use tempfile::TempDir;
 use waffles_tests::programs::command;
 use waffles_tests::{Era, McpServer, PATIENCE, Waffles, eventually};
 
-struct Operator {
-    waffles: Waffles,
+pub(crate) struct Operator {
+    pub(crate) waffles: Waffles,
     folder: TempDir,
 }
 
 impl Operator {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let waffles = Waffles::start().await;
         let folder = TempDir::new().unwrap();
         let (grpc, mcp) = (waffles.control_plane.grpc_url(), waffles.proxies[0].mcp);
@@ -24,13 +24,13 @@ impl Operator {
         Self { waffles, folder }
     }
 
-    async fn say(&self, args: &[&str]) -> Output {
+    pub(crate) async fn say(&self, args: &[&str]) -> Output {
         let mut wafflectl = command("wafflectl", None);
         wafflectl.arg("--config").arg(self.folder.path().join("wafflectl.toml")).args(args);
         tokio::time::timeout(PATIENCE, wafflectl.output()).await.unwrap().unwrap()
     }
 
-    async fn json(&self, args: &[&str]) -> Value {
+    pub(crate) async fn json(&self, args: &[&str]) -> Value {
         let output = self.say(&[&["--output", "json"], args].concat()).await;
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{args:?}: {out}{err}");
@@ -38,7 +38,7 @@ impl Operator {
     }
 
     /// What is said of a refusal.
-    async fn refused(&self, args: &[&str]) -> String {
+    pub(crate) async fn refused(&self, args: &[&str]) -> String {
         let output = self.say(args).await;
         assert_eq!(output.status.code(), Some(1), "{args:?}: {}", String::from_utf8_lossy(&output.stdout));
         String::from_utf8(output.stderr).unwrap()
