@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
+use secrecy::ExposeSecret as _;
 use serde_json::json;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use url::Url;
 use uuid::Uuid;
 use waffles_core::snapshot::Snapshot;
 use waffles_mcp::{Era, Revision};
@@ -17,7 +20,7 @@ use waffles_proto::audit::v1::{Health, SeenServer};
 use waffles_runtime::admin::{self, Admin, Gates};
 use waffles_runtime::drain::{self, Drain, Outcome, Signals, Trigger};
 use waffles_runtime::host::{Hosts, Pages};
-use waffles_runtime::outbound::{Denied, OutboundPolicy};
+use waffles_runtime::outbound::{self, Denied, OutboundPolicy};
 use waffles_runtime::task::{self, Driver, Supervisor, Tasks};
 use waffles_runtime::tls::{ServerPaths, ServerTls};
 use waffles_runtime::{listen, telemetry};
@@ -31,6 +34,7 @@ use crate::doors::sse;
 use crate::enrolment::{self, Membership};
 use crate::gateway::Gateway;
 use crate::hub::Hub;
+use crate::limit::{self, Limits};
 use crate::link::{self, Address, Link};
 use crate::listener::{Caps, Listener};
 use crate::metrics::Metrics;
@@ -48,6 +52,8 @@ const SWEEP: Duration = Duration::from_secs(2);
 const UPKEEP: Duration = Duration::from_secs(2);
 /// How often certificate files are looked at.
 const TLS_RELOAD: Duration = Duration::from_secs(5);
+/// How long the name of Redis may take to be found.
+const RESOLVE: Duration = Duration::from_secs(2);
 /// How often gauges are brought up to date.
 const GAUGES: Duration = Duration::from_secs(1);
 
@@ -140,8 +146,12 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let status = discovery::spawn(follows, Arc::clone(&current), disk, snapshot_gate, drain.clone());
-    let shared =
-        Arc::new(Shared::new(peers::own_address(config.peer_url.as_deref(), mcp_addr, tls.is_some())));
+    let (limits, keeper) = counts(&config, proxy_id, &desk.metrics)?;
+    if let Some(keeper) = keeper {
+        task::spawn("shared limits", keeper.run(drain.clone()));
+    }
+    let address = peers::own_address(config.peer_url.as_deref(), mcp_addr, tls.is_some());
+    let shared = Arc::new(Shared::new(address, limits));
     let sends = uplink::Config { link, proxy_id };
     let uplink = uplink::spawn(
         sends,
@@ -229,8 +239,8 @@ impl Bound {
             Driver::new(tls, TLS_RELOAD).spawn(&tasks, drain.clone());
         }
         let (current, desk) = (Arc::clone(&worker.current), Arc::clone(&worker.desk));
-        task::spawn("gauges", gauges(current, desk, status, membership, drain.clone()));
         let shared = Arc::clone(&worker.shared);
+        task::spawn("gauges", gauges(current, desk, Arc::clone(&shared), status, membership, drain.clone()));
         let catalogue = Arc::downgrade(&shared);
         shared.hub.on_change(move |server, list| {
             if let Some(shared) = catalogue.upgrade() {
@@ -345,7 +355,7 @@ impl Worker {
 /// plane from within its network, nor send calls round in circles.
 async fn outbound(config: &Config, ours: [SocketAddr; 2]) -> OutboundPolicy {
     let (names, addrs) = link::places(&config.control_plane).await;
-    let own = ours.into_iter().chain(addrs).flat_map(Denied::own);
+    let own = ours.into_iter().chain(addrs).chain(redis(config).await).flat_map(Denied::own);
     OutboundPolicy {
         allow_private: config.allow_private_upstreams,
         allow_cidrs: config.allow_upstream_cidr.clone(),
@@ -353,6 +363,39 @@ async fn outbound(config: &Config, ours: [SocketAddr; 2]) -> OutboundPolicy {
         denied_names: names,
         ports: config.outbound_ports.clone(),
     }
+}
+
+/// Where the Redis is that limits are counted in.
+async fn redis(config: &Config) -> Vec<SocketAddr> {
+    let url = config.redis_url.as_ref().and_then(|url| Url::parse(url.expose_secret()).ok());
+    // A socket of this machine has no host.
+    let Some(host) = url.as_ref().and_then(Url::host_str).filter(|host| !host.is_empty()) else {
+        return Vec::new();
+    };
+    let port = url.as_ref().and_then(Url::port).unwrap_or(6379);
+    match timeout(RESOLVE, outbound::look_up(host.trim_matches(['[', ']']), port)).await {
+        Ok(Ok(addrs)) => addrs.into_iter().collect(),
+        _ => {
+            tracing::warn!("the address of --redis-url is not known, so servers cannot be kept from it");
+            Vec::new()
+        }
+    }
+}
+
+/// The counts of limits, and the task that counts with other proxies.
+fn counts(
+    config: &Config,
+    proxy_id: Uuid,
+    metrics: &Metrics,
+) -> anyhow::Result<(Limits, Option<limit::Keeper>)> {
+    let Some(url) = &config.redis_url else { return Ok((Limits::default(), None)) };
+    let asked = limit::Counts {
+        asked: metrics.limit_asks.clone(),
+        failed: metrics.failed_limit_asks.clone(),
+    };
+    let (global, keeper) = limit::Global::new(url, proxy_id, asked)
+        .map_err(|_| anyhow::anyhow!("--redis-url: must be an address such as redis://HOST:6379"))?;
+    Ok((Limits::new(Some(global)), Some(keeper)))
 }
 
 /// How this proxy says it is.
@@ -370,6 +413,7 @@ fn health(
         exchanges: desk.metrics.served.get(),
         servers: shared.eras.verdicts().into_iter().map(seen).collect(),
         tools: desk.sightings.take(),
+        limits: shared.limits.report(&current.load()),
     }
 }
 
@@ -404,6 +448,7 @@ async fn upkeep(shared: Arc<Shared>, upstream: Upstream, current: Arc<Current>, 
         shared.backs.sweep(&upstream).await;
         shared.eras.sweep(&current.load());
         shared.schemas.sweep(&current.load());
+        shared.limits.sweep(&current.load());
         upstream.pool().sweep(&current.load());
     }
     shared.lot.clear();
@@ -413,6 +458,7 @@ async fn upkeep(shared: Arc<Shared>, upstream: Upstream, current: Arc<Current>, 
 async fn gauges(
     current: Arc<Current>,
     desk: Arc<Desk>,
+    shared: Arc<Shared>,
     status: Arc<Status>,
     membership: Arc<Membership>,
     drain: Drain,
@@ -423,6 +469,8 @@ async fn gauges(
         // -1: not heard since the start.
         let age = status.age().map_or(-1, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
         metrics.config_age.set(age);
+        metrics.limit_counts.set(i64::try_from(shared.limits.kept()).unwrap_or(i64::MAX));
+        metrics.limits_shared.set(shared.limits.is_shared().map_or(-1, i64::from));
         metrics.connected.set(status.is_connected().into());
         metrics.certificate_left.set(membership.seconds_left());
         metrics.spool_depth.set(i64::try_from(desk.trail.depth()).unwrap_or(i64::MAX));

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 use ipnet::IpNet;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
+use url::Url;
 use waffles_runtime::host::Origin;
 use waffles_runtime::outbound::Ports;
 use waffles_runtime::telemetry::{LogConfig, LogFormat};
@@ -65,6 +67,10 @@ pub struct Config {
     /// address itself, unless it stands for every interface
     #[arg(long, env = "WAFFLES_PEER_URL")]
     pub peer_url: Option<String>,
+
+    /// Redis (redis://…) in which limits are counted by all proxies together; without it each counts for itself
+    #[arg(long, env = "WAFFLES_REDIS_URL", hide_env_values = true, value_name = "URL")]
+    pub redis_url: Option<SecretString>,
 
     /// Let registered servers have loopback and private addresses
     #[arg(long, env = "WAFFLES_ALLOW_PRIVATE_UPSTREAMS", num_args = 0..=1, default_value_t = false,
@@ -151,6 +157,7 @@ impl Config {
             "public_host": self.public_host,
             "allow_origin": self.allow_origin.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "peer_url": self.peer_url,
+            "redis_url": self.redis_url.as_ref().map(without_password),
             "list_page_size": self.list_page_size,
             "allow_private_upstreams": self.allow_private_upstreams,
             "allow_upstream_cidr": self.allow_upstream_cidr,
@@ -164,4 +171,15 @@ impl Config {
             "log": self.log,
         })
     }
+}
+
+/// An address without what it may hold of a password.
+fn without_password(url: &SecretString) -> String {
+    let Ok(mut url) = Url::parse(url.expose_secret()) else { return "not a URL".to_owned() };
+    // Fails only for URLs that cannot have one.
+    if url.password().is_some() && url.set_password(Some("***")).is_err() {
+        return "hidden".to_owned();
+    }
+    url.set_query(None);
+    url.to_string()
 }

@@ -17,6 +17,7 @@ use tokio::time::{Instant, Sleep};
 use waffles_mcp::sse::{Event, KEEP_ALIVE, encode};
 use waffles_runtime::task;
 
+use crate::limit::Held;
 use crate::stream::Body;
 
 /// Messages that wait for a client to take them. The work waits when there are more.
@@ -258,13 +259,20 @@ pub struct Flow {
 }
 
 /// Counts an open stream.
-pub struct Open(prometheus_client::metrics::gauge::Gauge);
+pub struct Open(prometheus_client::metrics::gauge::Gauge, Vec<Held>);
 
 impl Open {
     /// Counts until it is dropped.
     pub fn new(gauge: &prometheus_client::metrics::gauge::Gauge) -> Self {
         gauge.inc();
-        Self(gauge.clone())
+        Self(gauge.clone(), Vec::new())
+    }
+
+    /// Keeps what limits count as open as well.
+    #[must_use]
+    pub fn holding(mut self, held: Vec<Held>) -> Self {
+        self.1 = held;
+        self
     }
 }
 

@@ -4,6 +4,7 @@
 mod bridged;
 mod federated;
 mod handshake;
+mod limits;
 mod native;
 
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ use waffles_runtime::drain::Drain;
 use crate::authn::{Authenticator, Identity};
 use crate::flow::Outbox;
 use crate::front::{self, Front};
+use crate::limit::Spent;
 use crate::permit::{Ask, Notes, Permit};
 use crate::record::{Desk, End, Record};
 use crate::reject::Reject;
@@ -114,6 +116,8 @@ struct Exchange {
     era: Era,
     /// Who sent it, where another proxy has passed it on.
     passed: Option<Identity>,
+    /// What the answer says of limits; none where no limit covers the message.
+    spent: Option<Spent>,
 }
 
 /// How a message belongs to its server.
@@ -191,9 +195,15 @@ impl Gateway {
             modern: false,
             era: Era::Sessions,
             passed,
+            spent: None,
         };
         match self.handle(&mut exchange, door, parts, source).await {
-            Ok(response) => Some(response),
+            Ok(mut response) => {
+                if let Some(spent) = &exchange.spent {
+                    spent.tell(response.headers_mut());
+                }
+                Some(response)
+            }
             Err(reject) => {
                 match source {
                     Source::Wire(body) => discard(parts, body).await,
@@ -234,6 +244,7 @@ impl Gateway {
         let entry = resolve(exchange, door, &identity)?;
         let message = call.as_ref().map(|call| &call.message);
         let permit = authorize(exchange, &identity, &entry, None, head, message)?;
+        self.limit(exchange, parts, &identity, Some(&entry), head).await?;
         let session = match self.attach(exchange, parts, &permit, head).await? {
             Attached::Native(session) => session,
             // The ways that are not the common one are boxed: they are large, and every exchange would carry their room.

@@ -16,6 +16,7 @@ pub mod hub;
 
 pub mod authn;
 pub mod front;
+pub mod limit;
 pub mod listing;
 pub mod permit;
 pub mod session;

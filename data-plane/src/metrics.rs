@@ -54,6 +54,14 @@ pub struct Metrics {
     pub failed_conditions: Counter,
     /// Rules that only take note, where they would have decided.
     pub noted_rules: Counter,
+    /// Callers of limits of whom something is counted.
+    pub limit_counts: Gauge,
+    /// Whether the Redis that counts limits for all proxies answers.
+    pub limits_shared: Gauge,
+    /// Round trips to it.
+    pub limit_asks: Counter,
+    /// Those that failed, or took too long.
+    pub failed_limit_asks: Counter,
     /// Connections turned away at the cap.
     pub refused_connections: Counter,
     /// The revision in force.
@@ -90,6 +98,10 @@ impl Metrics {
             connections: Gauge::default(),
             failed_conditions: Counter::default(),
             noted_rules: Counter::default(),
+            limit_counts: Gauge::default(),
+            limits_shared: Gauge::default(),
+            limit_asks: Counter::default(),
+            failed_limit_asks: Counter::default(),
             refused_connections: Counter::default(),
             revision: Gauge::default(),
             config_age: Gauge::default(),
@@ -135,6 +147,18 @@ impl Metrics {
                 "waffles_failed_conditions",
                 "Conditions of rules that failed, and so counted against a caller",
                 m.failed_conditions,
+            );
+            r.register("waffles_limit_counts", "Callers of limits of whom something is counted", m.limit_counts);
+            r.register(
+                "waffles_limits_shared",
+                "Whether the Redis that counts limits for all proxies answers; -1 where there is none",
+                m.limits_shared,
+            );
+            r.register("waffles_limit_asks", "Round trips to that Redis", m.limit_asks);
+            r.register(
+                "waffles_failed_limit_asks",
+                "Round trips to that Redis that failed or took too long",
+                m.failed_limit_asks,
             );
             r.register("waffles_noted_rules", "Log-only rules that would have decided", m.noted_rules);
             r.register("waffles_config_revision", "The configuration revision in force", m.revision);

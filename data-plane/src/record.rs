@@ -14,6 +14,7 @@ use waffles_mcp::Head;
 
 use crate::audit::Trail;
 use crate::authn::Identity;
+use crate::limit::Held;
 use crate::metrics::Metrics;
 use crate::permit::Notes;
 use crate::reject::{Fault, Reject};
@@ -51,6 +52,8 @@ pub struct Record {
     upstream: Option<Duration>,
     server: Arc<str>,
     method: &'static str,
+    /// What limits count as open while the exchange lasts.
+    held: Vec<Held>,
 }
 
 /// How an exchange ended.
@@ -88,6 +91,7 @@ impl Record {
             upstream: None,
             server,
             method: "none",
+            held: Vec::new(),
         }
     }
 
@@ -104,7 +108,18 @@ impl Record {
             upstream: self.upstream,
             server: Arc::clone(&self.server),
             method: self.method,
+            held: std::mem::take(&mut self.held),
         }
+    }
+
+    /// Keeps what limits count as open, until the record is finished.
+    pub fn hold(&mut self, held: Vec<Held>) {
+        self.held.extend(held);
+    }
+
+    /// What limits count as open, for what goes on when the record is finished.
+    pub fn take_held(&mut self) -> Vec<Held> {
+        std::mem::take(&mut self.held)
     }
 
     /// The request id that clients see.
@@ -284,6 +299,7 @@ impl Record {
 
     /// Finishes the record: it is on disk when this returns. Later calls do nothing.
     pub fn finish(&mut self, end: End) {
+        self.held.clear();
         let Some(mut event) = self.event.take() else { return };
         let duration = self.started.elapsed();
         event.outcome = end.outcome;

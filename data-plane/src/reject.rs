@@ -2,12 +2,14 @@
 //! client's revision, audit outcome. Breaker, retry, status and audit all ask the same value.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 use uuid::Uuid;
 use waffles_core::audit::Outcome;
+use waffles_core::limit::LimitKind;
 use waffles_mcp::headers::HeaderError;
 use waffles_mcp::jsonrpc::{code, error_response};
 use waffles_mcp::{HeadError, Id, ParseError};
@@ -165,6 +167,9 @@ pub enum Reject {
     /// More of something than one caller may hold.
     #[error("too many {0}; finish some first")]
     TooMany(&'static str),
+    /// More than a limit lets pass.
+    #[error("{0}")]
+    Limited(Box<Limited>),
     /// No method of the revision that the client speaks [2026-07-28 basic/index#errors].
     #[error("Method not found")]
     MethodNotFound {
@@ -198,6 +203,48 @@ pub enum Reject {
     /// A fault in Waffles.
     #[error("internal error")]
     Internal(&'static str),
+}
+
+/// A limit that is used up, and when to come again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limited {
+    /// What it limits.
+    pub kind: LimitKind,
+    /// Its name.
+    pub limit: String,
+    /// How the audit trail names it.
+    pub rule: String,
+    /// When to come again.
+    pub retry_after: Duration,
+    /// `RateLimit-Policy` [draft-ietf-httpapi-ratelimit-headers].
+    pub policy: String,
+    /// `RateLimit`.
+    pub state: String,
+}
+
+impl std::fmt::Display for Limited {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { limit, retry_after, .. } = self;
+        let seconds = retry_after.as_secs();
+        match self.kind {
+            LimitKind::Rate | LimitKind::Quota => {
+                write!(f, "the limit {limit} is used up; try again in {seconds} s")
+            }
+            LimitKind::Concurrent => write!(f, "too many calls at once for the limit {limit}; finish some first"),
+            LimitKind::Streams => write!(f, "too many open streams for the limit {limit}; close some first"),
+        }
+    }
+}
+
+impl Limited {
+    fn reason(&self) -> &'static str {
+        match self.kind {
+            LimitKind::Rate => "rate_limited",
+            LimitKind::Quota => "quota_exceeded",
+            LimitKind::Concurrent => "too_many_calls",
+            LimitKind::Streams => "too_many_streams",
+        }
+    }
 }
 
 impl Reject {
@@ -250,6 +297,7 @@ impl Reject {
             Self::AuditUnavailable => "audit_unavailable",
             Self::Upstream { fault, .. } => fault.reason(),
             Self::TooMany(_) => "too_many",
+            Self::Limited(limited) => limited.reason(),
             Self::MethodNotFound { .. } => "method_not_found",
             Self::BadLevel => "bad_level",
             Self::SessionRequired => "session_required",
@@ -278,6 +326,7 @@ impl Reject {
     pub fn rule(&self) -> &str {
         match self {
             Self::UnknownServer(rule) | Self::Forbidden(rule) | Self::UnknownTool { rule, .. } => rule,
+            Self::Limited(limited) => &limited.rule,
             _ => "",
         }
     }
@@ -291,7 +340,7 @@ impl Reject {
             | Self::ServerDisabled
             | Self::UnknownSession
             | Self::MethodNotFound { modern: true } => StatusCode::NOT_FOUND,
-            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooMany(_) | Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::MethodNotFound { modern: false }
             | Self::BadLevel
             | Self::BadCursor
@@ -338,7 +387,11 @@ impl Reject {
             | Self::BadRequestState(_)
             | Self::BadLevel => code::INVALID_PARAMS,
             Self::MethodNotFound { .. } => code::METHOD_NOT_FOUND,
-            Self::NoAnswer | Self::NoWayToAsk | Self::PeerGone | Self::TooMany(_) => code::INTERNAL_ERROR,
+            Self::NoAnswer
+            | Self::NoWayToAsk
+            | Self::PeerGone
+            | Self::TooMany(_)
+            | Self::Limited(_) => code::INTERNAL_ERROR,
             Self::AuditUnavailable | Self::Upstream { .. } | Self::NotReady | Self::Internal(_) => {
                 code::INTERNAL_ERROR
             }
@@ -359,7 +412,7 @@ impl Reject {
             | Self::Forbidden(_) => Outcome::Denied,
             Self::Refused => Outcome::Error,
             Self::Upstream { .. } => Outcome::UpstreamFailed,
-            Self::AuditUnavailable | Self::NotReady | Self::TooMany(_) => Outcome::Shed,
+            Self::AuditUnavailable | Self::NotReady | Self::TooMany(_) | Self::Limited(_) => Outcome::Shed,
             Self::Cancelled => Outcome::Cancelled,
             Self::Internal(_) => Outcome::Internal,
             _ => Outcome::Invalid,
@@ -381,6 +434,10 @@ impl Reject {
             data.insert("supported".into(), json!(SUPPORTED));
             data.insert("requested".into(), json!(requested));
         }
+        if let (Self::Limited(limited), Value::Object(data)) = (self, &mut data) {
+            data.insert("limit".into(), json!(limited.limit));
+            data.insert("retry_after".into(), json!(limited.retry_after.as_secs()));
+        }
         error_response(id.or(self.id()), self.code(), &self.to_string(), Some(&data))
     }
 
@@ -397,6 +454,18 @@ impl Reject {
             }
             Self::AuditUnavailable | Self::NotReady | Self::TooMany(_) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            Self::Limited(limited) => {
+                let seconds = limited.retry_after.as_secs().max(1).to_string();
+                for (name, text) in [
+                    ("retry-after", &seconds),
+                    ("ratelimit-policy", &limited.policy),
+                    ("ratelimit", &limited.state),
+                ] {
+                    if let Ok(value) = HeaderValue::from_str(text) {
+                        headers.insert(name, value);
+                    }
+                }
             }
             Self::MethodNotAllowed => {
                 headers.insert(header::ALLOW, HeaderValue::from_static("POST, GET, DELETE"));

@@ -11,6 +11,7 @@ use crate::bridge::parked::Lot;
 use crate::federation::catalogue::Catalogue;
 use crate::front::Sessions;
 use crate::hub::Hub;
+use crate::limit::Limits;
 use crate::record::Desk;
 use crate::state::Current;
 use crate::upstream::Upstream;
@@ -35,15 +36,17 @@ pub struct Shared {
     pub lot: Lot,
     /// Which arguments of servers' tools are mirrored in headers.
     pub schemas: Schemas,
+    /// What callers have spent of limits.
+    pub limits: Limits,
     /// Where other proxies of the group reach this one.
     pub address: Option<String>,
     next_id: AtomicU64,
 }
 
 impl Shared {
-    /// Of a proxy that the others of its group reach at this address.
-    pub fn new(address: Option<String>) -> Self {
-        Self { address, ..Self::default() }
+    /// Of a proxy that the others of its group reach at this address, and that counts limits in this way.
+    pub fn new(address: Option<String>, limits: Limits) -> Self {
+        Self { address, limits, ..Self::default() }
     }
 
     /// A fresh id for a request to a server without a session.

@@ -16,6 +16,7 @@ use waffles_mcp::{Id, Kind, Limits, Message};
 use super::messages::{Messages, is_stream};
 use super::{Caller, event_stream, kept_alive, refusal};
 use crate::gateway::{Door, Gateway, Source};
+use crate::limit::{RATE_LIMIT, RATE_LIMIT_POLICY};
 use crate::reject::Reject;
 use crate::stream::Body;
 
@@ -24,7 +25,8 @@ const AT_ONCE: usize = 8;
 /// Most bytes of answers that are kept for an array. What is more comes as a stream, at the client's pace.
 const MAX_ARRAY: usize = 1024 * 1024;
 /// The headers that a refusal of the whole keeps.
-const TOLD: [http::HeaderName; 2] = [header::WWW_AUTHENTICATE, header::RETRY_AFTER];
+const TOLD: [http::HeaderName; 4] =
+    [header::WWW_AUTHENTICATE, header::RETRY_AFTER, RATE_LIMIT_POLICY, RATE_LIMIT];
 
 /// Serves a batch that the gateway has read and found to be one.
 pub async fn serve(

@@ -19,6 +19,7 @@ use waffles_mcp::{HeadError, Id, Limits, Message, Method, Revision, head, header
 use super::Visit;
 use super::messages::Messages;
 use crate::gateway::{Door, Gateway};
+use crate::limit::{RATE_LIMIT, RATE_LIMIT_POLICY};
 use crate::reject::{Reject, UpstreamFault};
 use crate::stream::Body;
 
@@ -26,9 +27,15 @@ use crate::stream::Body;
 const ID: u64 = 1;
 /// How this client calls itself.
 const INFO: &str = concat!(r#"{"name":"waffles-rest","version":""#, env!("CARGO_PKG_VERSION"), r#""}"#);
-/// The headers of a refusal that are for everybody.
-const TOLD: [http::HeaderName; 4] =
-    [header::WWW_AUTHENTICATE, header::RETRY_AFTER, header::CONNECTION, header::ALLOW];
+/// The headers of an answer that are for everybody.
+const TOLD: [http::HeaderName; 6] = [
+    header::WWW_AUTHENTICATE,
+    header::RETRY_AFTER,
+    header::CONNECTION,
+    header::ALLOW,
+    RATE_LIMIT_POLICY,
+    RATE_LIMIT,
+];
 
 /// What can be called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,13 +186,16 @@ async fn told(call: Call, response: Response<Body>) -> Response<Body> {
     }
     let problem = match last.as_ref().map(|last| (last.result(), last.error())) {
         Some((Some(result), _)) => match finished(call, result) {
-            Ok(result) => return plain(StatusCode::OK, "application/json", result),
+            Ok(result) => return keeping(plain(StatusCode::OK, "application/json", result), &headers),
             Err(problem) => problem,
         },
         Some((_, Some(error))) => Problem::of(call, status, &error),
         _ => Problem::from(&Reject::upstream(UpstreamFault::BadAnswer, true)),
     };
-    let mut response = problem.response();
+    keeping(problem.response(), &headers)
+}
+
+fn keeping(mut response: Response<Body>, headers: &HeaderMap) -> Response<Body> {
     for name in TOLD {
         if let Some(value) = headers.get(&name) {
             response.headers_mut().insert(name, value.clone());

@@ -53,7 +53,7 @@ pub async fn open(
     parts: &Parts,
 ) -> Response<Body> {
     let mut visit = Visit::open(gateway, door, peer, parts, "sse_session");
-    let (session, queue) = match begin(&mut visit, sessions) {
+    let (session, queue) = match begin(&mut visit, sessions).await {
         Ok(opened) => opened,
         Err(reject) => return visit.refuse(&reject, None).await.map(Body::full),
     };
@@ -103,7 +103,10 @@ pub async fn post(
     }
 }
 
-fn begin(visit: &mut Visit<'_>, sessions: &Sessions) -> Result<(Arc<Session>, mpsc::Receiver<Said>), Reject> {
+async fn begin(
+    visit: &mut Visit<'_>,
+    sessions: &Sessions,
+) -> Result<(Arc<Session>, mpsc::Receiver<Said>), Reject> {
     let identity = visit.identify()?;
     if !accepts(&visit.parts.headers, &["text/event-stream"]) {
         return Err(Reject::NotAcceptable);
@@ -113,8 +116,9 @@ fn begin(visit: &mut Visit<'_>, sessions: &Sessions) -> Result<(Arc<Session>, mp
     if visit.door.tenant.as_ref().is_some_and(|tenant| tenant != own) {
         return Err(Reject::UnknownServer("tenant".into()));
     }
+    let snapshot = visit.gateway.current.load();
+    let mut server = None;
     if let Scope::Server(name) = &visit.door.scope {
-        let snapshot = visit.gateway.current.load();
         let entry = snapshot.server(own, name).ok_or(Reject::UnknownServer("registry".into()))?;
         visit.record.note_server(entry, entry.server.spec.name.as_str().into());
         let ask = Ask { era: Era::HttpSse, ..Ask::stream(visit.record.opened_at()) };
@@ -122,7 +126,10 @@ fn begin(visit: &mut Visit<'_>, sessions: &Sessions) -> Result<(Arc<Session>, mp
         let permit = Permit::authorize(&snapshot, &identity, entry, None, ask, &mut notes);
         visit.record.note_policy(&notes);
         visit.record.note_rule(permit?.rule());
+        server = Some(Arc::clone(entry));
     }
+    let (gateway, record) = (visit.gateway, &mut visit.record);
+    gateway.limit_stream(&snapshot, record, &identity, server.as_deref()).await?;
     sessions.open(identity, visit.door.clone(), visit.caller())
 }
 

@@ -160,8 +160,8 @@ impl Gateway {
         let event_id = singleton(&parts.headers, &LAST_EVENT_ID)?;
         let outbox = match event_id.and_then(|id| session.resume(id)) {
             Some(outbox) if session.standing().is_none_or(|standing| !standing.is_same(&outbox)) => {
+                let open = Open::new(&self.desk.metrics.open_streams).holding(exchange.record.take_held());
                 exchange.record.finish(End { status: 200, reason: "resumed", ..End::default() });
-                let open = Open::new(&self.desk.metrics.open_streams);
                 return Ok(Stood::Done(Flow::reading(outbox, open).stream()));
             }
             Some(outbox) => outbox,

@@ -40,6 +40,7 @@ impl Gateway {
         let head = call.as_ref().and_then(|call| call.head.as_deref());
         let front = self.front(exchange, &parts.headers, &identity, &realm.door, head)?;
         let Some(Call { message, head }) = call else {
+            self.limit(exchange, parts, &identity, None, None).await?;
             let session = front.session.clone().ok_or(Reject::SessionRequired)?;
             return match self.stand(exchange, parts, session).await? {
                 Stood::Done(response) => Ok(response),
@@ -55,14 +56,21 @@ impl Gateway {
             };
         };
         let Some(head) = head else {
+            self.limit(exchange, parts, &identity, None, None).await?;
             return self.take_answer(exchange, parts, &identity, &front, message).await;
         };
         if head.method == Method::Initialize && front.session.is_none() && !front.is_stateless() {
+            self.limit(exchange, parts, &identity, None, Some(&head)).await?;
             let (session, front) = self.begin(&identity, realm.door.clone(), &front, &head)?;
             let described = self.means().describe_all(&front, &realm).await;
             return self.open(exchange, &session, &described);
         }
-        match local::of(&front, &head)? {
+        let local = local::of(&front, &head)?;
+        // What is for a server is counted when it is known for which.
+        if !is_for_a_server(&head, &local) {
+            self.limit(exchange, parts, &identity, None, Some(&head)).await?;
+        }
+        match local {
             Local::Result(result) => self.answer_locally(exchange, &front, &head, &result).await,
             Local::Accepted => Ok(empty(exchange, Response::new(Body::Empty), StatusCode::ACCEPTED)),
             Local::Describe => {
@@ -93,6 +101,7 @@ impl Gateway {
                 None if realm.searches() && head.method == Method::ToolsCall => {
                     match self.means().search(&front, &realm, &message, &head).await? {
                         Searched::Result(result) => {
+                            self.limit(exchange, parts, &identity, None, Some(&head)).await?;
                             answer(exchange, &for_client(&front, &head.method, result)?)
                         }
                         Searched::Call(message, head) => {
@@ -138,6 +147,7 @@ impl Gateway {
             }
             reject => reject,
         })?;
+        self.limit(exchange, parts, identity, Some(&entry), Some(&own)).await?;
         let asked = Asked { message, head: own, naming: Naming::Federated(server), edits };
         self.ask(exchange, parts, permit, front, asked).await
     }
@@ -162,6 +172,11 @@ impl Gateway {
         let principal = identity.principal().id;
         self.shared.sessions.find(id, &settings.seal, principal, door, now).map(Front::of)
     }
+}
+
+/// Whether a message goes to one of the servers, or may: what is answered here does not.
+fn is_for_a_server(head: &Head, local: &Local) -> bool {
+    matches!(local, Local::Ask) && List::of(&head.method).is_none()
 }
 
 /// A result of our own, in the client's words.

@@ -30,6 +30,7 @@ fn name(reject: &Reject) -> &'static str {
         Reject::AuditUnavailable => "AuditUnavailable",
         Reject::Upstream { .. } => "Upstream",
         Reject::TooMany(_) => "TooMany",
+        Reject::Limited(_) => "Limited",
         Reject::MethodNotFound { .. } => "MethodNotFound",
         Reject::BadLevel => "BadLevel",
         Reject::SessionRequired => "SessionRequired",
@@ -49,7 +50,21 @@ fn samples() -> Vec<Reject> {
     let parse = |text: &'static str| {
         Reject::Parse(Message::parse(Bytes::from_static(text.as_bytes()), &Limits::default()).unwrap_err())
     };
+    let limited = |kind| {
+        Reject::Limited(Box::new(Limited {
+            kind,
+            limit: "few".into(),
+            rule: "limit:few".into(),
+            retry_after: Duration::from_secs(7),
+            policy: "\"few\";q=5;w=60".into(),
+            state: "\"few\";r=0;t=7".into(),
+        }))
+    };
     let mut samples = vec![
+        limited(LimitKind::Rate),
+        limited(LimitKind::Quota),
+        limited(LimitKind::Concurrent),
+        limited(LimitKind::Streams),
         Reject::UnknownPath,
         Reject::MethodNotAllowed,
         Reject::ForeignHost,
