@@ -24,6 +24,7 @@ mod escalation;
 mod federation;
 mod harness;
 mod hostile;
+mod limits;
 mod matrix;
 mod mixups;
 mod namespace_doors;

@@ -43,6 +43,23 @@ impl Redis {
         }
     }
 
+    /// Stops it where it stands: connections stay open, and nothing is answered.
+    pub fn hang(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Lets it go on where it was stopped.
+    pub fn go_on(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        if let Some((child, _)) = &*self.server.lock() {
+            let pid = rustix::process::Pid::from_child(child);
+            rustix::process::kill_process(pid, signal).expect("it runs");
+        }
+    }
+
     /// Starts it again, empty, on the same port; kills it first where it runs.
     pub async fn restart(&self) {
         self.kill9();

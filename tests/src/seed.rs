@@ -13,6 +13,7 @@ use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 use waffles_core::audit::Event;
 use waffles_core::credential::{ApiKey, ApiKeyParts, Claims, KeyLimits, Pepper, generate_key};
+use waffles_core::limit::{Limit, LimitSpec};
 use waffles_core::namespace::{Namespace, NamespaceSpec};
 use waffles_core::policy::{Rule, RuleSpec};
 use waffles_core::principal::Principal;
@@ -137,6 +138,13 @@ impl Seed {
         let rule = Rule { id: Uuid::now_v7(), tenant: waffles_core::DEFAULT_TENANT.into(), spec };
         self.resources.push(wire::rule_resource(&rule));
         rule.id
+    }
+
+    /// A limit of the default tenant.
+    pub fn limit(&mut self, spec: LimitSpec) -> Uuid {
+        let limit = Limit { id: Uuid::now_v7(), tenant: waffles_core::DEFAULT_TENANT.into(), spec };
+        self.resources.push(wire::limit_resource(&limit));
+        limit.id
     }
 
     /// A namespace of the default tenant.
@@ -275,7 +283,12 @@ impl Seeded {
 
     /// One more proxy with the same snapshot.
     pub async fn another(&self) -> DataPlane {
-        Self::proxy(&self.seed, DataPlaneOptions::default()).await
+        self.another_with(DataPlaneOptions::default()).await
+    }
+
+    /// One more proxy with the same snapshot, that is started in another way.
+    pub async fn another_with(&self, options: DataPlaneOptions) -> DataPlane {
+        Self::proxy(&self.seed, options).await
     }
 
     /// One that listens on every address, not on loopback alone.
