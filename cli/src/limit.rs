@@ -154,7 +154,11 @@ fn windowed(text: &str) -> Result<Windowed, String> {
     let amount = amount.trim().parse().map_err(|_| form())?;
     // `100/m` is as good as `100/1m`.
     let window = window.trim();
-    let window = if window.starts_with(|c: char| c.is_ascii_digit()) { window.to_owned() } else { format!("1{window}") };
+    let window = if window.starts_with(|c: char| c.is_ascii_digit()) {
+        window.to_owned()
+    } else {
+        format!("1{window}")
+    };
     let window: Duration = humantime::parse_duration(&window).map_err(|_| form())?;
     if window.subsec_nanos() != 0 {
         return Err("the time must be of whole seconds".to_owned());

@@ -192,7 +192,11 @@ fn sending_failure(error: &(dyn std::error::Error + 'static), server: &str) -> F
         Some(StreamableHttpError::Client(error)) => root(error),
         _ => error.to_string(),
     };
-    Failure::failed(format!("server {server} through the data plane: {}", clean(&text))).next(HOPS)
+    let next = match text.contains("HTTP 429") {
+        true => "A limit is used up: see which with `wafflectl usage`.",
+        false => HOPS,
+    };
+    Failure::failed(format!("server {server} through the data plane: {}", clean(&text))).next(next)
 }
 
 /// A tool as it is printed.

@@ -30,7 +30,7 @@ const MOST_SHOWN: usize = 100;
 /// Entries of one report that are read; a proxy sends no more.
 const MOST_HEARD: usize = 1000;
 /// What a proxy has not said again for so long is about a proxy that is gone.
-const FRESH: TimeDelta = TimeDelta::seconds(60);
+const FRESH: TimeDelta = TimeDelta::seconds(15);
 /// How often what one proxy says is written.
 const WRITE_EVERY: TimeDelta = TimeDelta::seconds(2);
 
@@ -272,9 +272,7 @@ fn uses<'a>(spec: &LimitSpec, said: impl Iterator<Item = &'a UsageRow>, names: &
     });
     let mut shown: Vec<LimitUse> = shown.collect();
     shown.sort_by(|one, other| {
-        let name = |of: &LimitUse| {
-            (of.principal.clone(), of.key.clone(), of.server.clone(), of.tool.clone())
-        };
+        let name = |of: &LimitUse| (of.principal.clone(), of.key.clone(), of.server.clone(), of.tool.clone());
         other.used.cmp(&one.used).then_with(|| name(one).cmp(&name(other)))
     });
     shown.truncate(MOST_SHOWN);

@@ -10,11 +10,13 @@ use waffles_runtime::admin::Gate;
 use waffles_runtime::task::Task;
 use waffles_runtime::telemetry;
 
-use crate::store::{Db, audit, changes, enrolment, principals, proxies};
+use crate::store::{Db, audit, changes, enrolment, limits, principals, proxies};
 
 /// How long log entries are kept. A proxy that was away for longer gets everything.
 const LOG_TIME: TimeDelta = TimeDelta::days(30);
 const PROXY_TIME: TimeDelta = TimeDelta::days(30);
+/// What proxies said of the use of limits is of no use for longer than they take to say it again.
+const USE_TIME: TimeDelta = TimeDelta::hours(1);
 const MONTHS_AHEAD: u32 = 2;
 /// Events removed by one statement, so that no transaction grows long.
 const AT_ONCE: u32 = 5000;
@@ -37,6 +39,7 @@ pub struct Report {
     log_entries_cut: u64,
     proxies_forgotten: u64,
     certificates_forgotten: u64,
+    limit_uses_forgotten: u64,
     error: Option<String>,
 }
 
@@ -66,6 +69,7 @@ impl Upkeep {
         report.log_entries_cut = changes::cut_off(&self.db, now - LOG_TIME).await?;
         report.proxies_forgotten = proxies::forget(&self.db, now - PROXY_TIME).await?;
         report.certificates_forgotten = enrolment::forget(&self.db, now - PROXY_TIME).await?;
+        report.limit_uses_forgotten = limits::forget_usage(&self.db, now - USE_TIME).await?;
         Ok(())
     }
 }

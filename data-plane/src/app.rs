@@ -389,10 +389,8 @@ fn counts(
     metrics: &Metrics,
 ) -> anyhow::Result<(Limits, Option<limit::Keeper>)> {
     let Some(url) = &config.redis_url else { return Ok((Limits::default(), None)) };
-    let asked = limit::Counts {
-        asked: metrics.limit_asks.clone(),
-        failed: metrics.failed_limit_asks.clone(),
-    };
+    let asked =
+        limit::Counts { asked: metrics.limit_asks.clone(), failed: metrics.failed_limit_asks.clone() };
     let (global, keeper) = limit::Global::new(url, proxy_id, asked)
         .map_err(|_| anyhow::anyhow!("--redis-url: must be an address such as redis://HOST:6379"))?;
     Ok((Limits::new(Some(global)), Some(keeper)))

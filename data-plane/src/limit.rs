@@ -266,7 +266,8 @@ impl Limits {
     }
 
     fn counter(&self, subject: Subject) -> Arc<Counter> {
-        if let Some(found) = self.shard(&subject).and_then(|shard| shard.lock().get(&subject).map(Arc::clone)) {
+        if let Some(found) = self.shard(&subject).and_then(|shard| shard.lock().get(&subject).map(Arc::clone))
+        {
             return found;
         }
         let full = self.kept.load(Ordering::Relaxed) >= MOST;
@@ -336,7 +337,9 @@ impl Limits {
         let each = MOST_REPORTED / found.len().max(1);
         let mut report = Vec::new();
         for (limit, mut uses) in found {
-            let Some(tenant) = snapshot.limit(&limit).map(|limit| limit.limit.tenant.clone()) else { continue };
+            let Some(tenant) = snapshot.limit(&limit).map(|limit| limit.limit.tenant.clone()) else {
+                continue;
+            };
             uses.sort_unstable_by(|one, other| other.cmp(one));
             let text = |id: Option<Uuid>| id.map(|id| id.to_string()).unwrap_or_default();
             report.extend(uses.into_iter().take(each.max(1)).map(|(used, subject)| LimitUse {

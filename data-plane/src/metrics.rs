@@ -148,7 +148,11 @@ impl Metrics {
                 "Conditions of rules that failed, and so counted against a caller",
                 m.failed_conditions,
             );
-            r.register("waffles_limit_counts", "Callers of limits of whom something is counted", m.limit_counts);
+            r.register(
+                "waffles_limit_counts",
+                "Callers of limits of whom something is counted",
+                m.limit_counts,
+            );
             r.register(
                 "waffles_limits_shared",
                 "Whether the Redis that counts limits for all proxies answers; -1 where there is none",

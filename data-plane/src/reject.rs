@@ -230,7 +230,9 @@ impl std::fmt::Display for Limited {
             LimitKind::Rate | LimitKind::Quota => {
                 write!(f, "the limit {limit} is used up; try again in {seconds} s")
             }
-            LimitKind::Concurrent => write!(f, "too many calls at once for the limit {limit}; finish some first"),
+            LimitKind::Concurrent => {
+                write!(f, "too many calls at once for the limit {limit}; finish some first")
+            }
             LimitKind::Streams => write!(f, "too many open streams for the limit {limit}; close some first"),
         }
     }
@@ -387,11 +389,9 @@ impl Reject {
             | Self::BadRequestState(_)
             | Self::BadLevel => code::INVALID_PARAMS,
             Self::MethodNotFound { .. } => code::METHOD_NOT_FOUND,
-            Self::NoAnswer
-            | Self::NoWayToAsk
-            | Self::PeerGone
-            | Self::TooMany(_)
-            | Self::Limited(_) => code::INTERNAL_ERROR,
+            Self::NoAnswer | Self::NoWayToAsk | Self::PeerGone | Self::TooMany(_) | Self::Limited(_) => {
+                code::INTERNAL_ERROR
+            }
             Self::AuditUnavailable | Self::Upstream { .. } | Self::NotReady | Self::Internal(_) => {
                 code::INTERNAL_ERROR
             }

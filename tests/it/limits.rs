@@ -116,7 +116,10 @@ async fn ten_times_the_limit_lets_the_limit_pass() {
     let clients = [stateless(&seeded).await];
     assert_eq!(passed(&clients, 2000, 32).await, 200);
     assert_eq!(seeded.upstream.seen_of("tools/call").len(), 200);
-    assert_eq!(seeded.client().of(Era::Stateless).await.ask(1, "tools/list", json!({})).await.unwrap().status, 200);
+    assert_eq!(
+        seeded.client().of(Era::Stateless).await.ask(1, "tools/list", json!({})).await.unwrap().status,
+        200
+    );
 }
 
 /// Item 4 of the issue. The short form is one window; the long one as many as are asked for.
@@ -190,9 +193,7 @@ async fn no_trick_gets_more_than_the_limit() {
     .await;
     seeded.upstream.on_tool("Echo", Behaviour::Echo);
     let (proxy, mut keys) = (&seeded.proxy, keys.into_iter());
-    let at = |path: &str, key: &str| {
-        McpClient::new(&format!("http://{}{path}", proxy.mcp)).with_bearer(key)
-    };
+    let at = |path: &str, key: &str| McpClient::new(&format!("http://{}{path}", proxy.mcp)).with_bearer(key);
     let modern = Era::Stateless.revision();
 
     let [one, other] = keys.next().unwrap();
@@ -229,9 +230,7 @@ async fn no_trick_gets_more_than_the_limit() {
 
     let [key, _] = keys.next().unwrap();
     let session = at("/mcp/servers/demo", &key).with("mcp-protocol-version", "2025-03-26");
-    let call = |n: usize| {
-        json!({"jsonrpc": "2.0", "id": n, "method": "tools/call", "params": {"name": "echo", "arguments": {}}})
-    };
+    let call = |n: usize| json!({"jsonrpc": "2.0", "id": n, "method": "tools/call", "params": {"name": "echo", "arguments": {}}});
     let opened = session.post(
         json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": "2025-03-26",
             "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}})

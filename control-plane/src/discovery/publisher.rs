@@ -220,12 +220,9 @@ impl Publisher {
         for change in changed.iter().filter(|change| !change.removed) {
             let key = &change.key;
             let resource = match key.kind {
-                Kind::Server
-                | Kind::Namespace
-                | Kind::Principal
-                | Kind::Role
-                | Kind::Rule
-                | Kind::Limit => None,
+                Kind::Server | Kind::Namespace | Kind::Principal | Kind::Role | Kind::Rule | Kind::Limit => {
+                    None
+                }
                 Kind::Session => key.id.parse().ok().map(wire::session_resource),
                 // Another replica may have rotated the keys a moment ago.
                 Kind::Settings => {

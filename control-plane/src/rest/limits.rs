@@ -198,10 +198,8 @@ fn read(name: String, body: LimitDraft) -> Result<LimitSpec, Error> {
             problems.push(FieldError::new(format!("{field}[{i}]"), reason));
         }
     };
-    let (per, classes) = (
-        "must be `principal`, `key`, `server` or `tool`",
-        "must be `calls`, `lists` or `listens`",
-    );
+    let (per, classes) =
+        ("must be `principal`, `key`, `server` or `tool`", "must be `calls`, `lists` or `listens`");
     words("per", &body.per, |word| Per::parse(word).is_some(), per);
     words("classes", &body.classes, |word| Class::parse(word).is_some(), classes);
     let Some(kind) = kind.filter(|_| problems.is_empty()) else { return Err(Error::Invalid(problems)) };
@@ -298,10 +296,7 @@ pub(super) async fn delete(
 /// Of each limit the hundred callers that used most of it, as proxies said a few seconds ago.
 #[utoipa::path(get, path = "/api/v1/usage", tag = "limits", operation_id = "getUsage",
     responses((status = 200, body = Usage)))]
-pub(super) async fn usage(
-    State(door): State<Arc<Door>>,
-    Actor(ctx): Actor,
-) -> Result<Json<Usage>, Problem> {
+pub(super) async fn usage(State(door): State<Arc<Door>>, Actor(ctx): Actor) -> Result<Json<Usage>, Problem> {
     let core::Report { limits, tenant } = door.services.limits.usage(&ctx).await?;
     let limits = limits.into_iter().map(|of| LimitUse {
         window_seconds: of.spec.kind.has_window().then_some(of.spec.window_seconds),

@@ -115,9 +115,8 @@ pub async fn get(tx: &mut Tx, tenant: &str, name: &str) -> sqlx::Result<Option<S
 /// Every limit, or those of some ids, of every tenant: for proxies.
 pub async fn load(tx: &mut Tx, ids: Option<&[Uuid]>) -> sqlx::Result<Vec<Limit>> {
     let rows: Vec<LimitRow> = on_tx!(tx, |conn| {
-        let mut query = QueryBuilder::new(
-            "SELECT id, tenant, name, spec, version, created_at, updated_at FROM limits",
-        );
+        let mut query =
+            QueryBuilder::new("SELECT id, tenant, name, spec, version, created_at, updated_at FROM limits");
         if let Some(ids) = ids {
             push_in(&mut query, " WHERE id", ids.iter().copied());
         }
@@ -212,6 +211,16 @@ pub async fn usage(db: &Db, tenant: &str, since: DateTime<Utc>) -> sqlx::Result<
         noted_at,
     };
     Ok(rows.into_iter().map(row).collect())
+}
+
+/// Forgets what proxies said before a time.
+pub async fn forget_usage(db: &Db, before: DateTime<Utc>) -> sqlx::Result<u64> {
+    const SQL: &str = "DELETE FROM limit_usage WHERE noted_at < $1";
+    on_db!(db, |pool| sqlx::query(SQL)
+        .bind(micros(before))
+        .execute(pool)
+        .await
+        .map(|done| done.rows_affected()))
 }
 
 /// What principals of a tenant are called.

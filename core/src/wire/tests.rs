@@ -94,7 +94,8 @@ fn a_refused_limit_goes_on_in_its_last_good_form() {
     let (next, refusals) = next.with_update(update(20));
     assert_eq!((refusals.len(), amount(&next)), (0, Some(20)));
     let removed = vec![reference(&ResourceKey::new(Kind::Limit, Uuid::from_u128(5)))];
-    let (next, _) = next.with_update(Update { lineage: "l".into(), revision: 8, removed, ..Update::default() });
+    let (next, _) =
+        next.with_update(Update { lineage: "l".into(), revision: 8, removed, ..Update::default() });
     assert!(next.limits("default").is_none());
 }
 

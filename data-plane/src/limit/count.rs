@@ -64,8 +64,20 @@ pub(super) struct State {
     refused_until: u64,
     /// What was spent here that the store does not know of.
     unreported: u64,
+    /// What it knew when it answered last.
+    answered: Option<Answered>,
     /// How many may be open here at once, by the store's leave.
     seats: u64,
+}
+
+/// What was known when the store answered.
+#[derive(Debug, Clone, Copy)]
+struct Answered {
+    at: u64,
+    /// What it had left.
+    left: u64,
+    /// What had been spent here.
+    told: u64,
 }
 
 /// What the store is told and asked.
@@ -143,11 +155,27 @@ impl State {
                 if now < self.refused_until {
                     return Take::Refused(self.left(shape, now, self.refused_until - now));
                 }
-                let taken = self.take_here(shape, now, most.div_ceil(proxies.max(1)));
-                if matches!(taken, Take::Granted(_)) {
-                    self.unreported += 1;
+                let proxies = proxies.max(1);
+                let Some(answered) =
+                    self.answered.filter(|known| now.saturating_sub(known.at) < shape.length())
+                else {
+                    let taken = self.take_here(shape, now, most.div_ceil(proxies));
+                    self.unreported += u64::from(matches!(taken, Take::Granted(_)));
+                    return taken;
+                };
+                // What was left when the store answered last is for all proxies alike; beside it comes back what this one
+                // had spent before.
+                let used = self.tally.used(shape, now);
+                let aged = answered.told.saturating_sub(used.saturating_sub(self.unreported));
+                let may = answered.left.div_ceil(proxies).saturating_add(aged);
+                if self.unreported >= may || used >= most {
+                    let wait = if used > 0 { self.tally.wait(shape, now, used) } else { LATER };
+                    return Take::Refused(Left { remaining: 0, ..self.left(shape, now, wait) });
                 }
-                taken
+                self.tally.add(shape, now, 1);
+                self.unreported += 1;
+                let remaining = may.saturating_sub(self.unreported);
+                Take::Granted(Left { remaining, ..self.left(shape, now, 0) })
             }
         }
     }
@@ -158,9 +186,7 @@ impl State {
                 let remaining = most.saturating_sub(self.tally.used(shape, now));
                 Take::Granted(Left { remaining, reset: self.tally.clear_in(shape, now), wait: 0 })
             }
-            Err(wait) => {
-                Take::Refused(Left { remaining: 0, reset: self.tally.clear_in(shape, now), wait })
-            }
+            Err(wait) => Take::Refused(Left { remaining: 0, reset: self.tally.clear_in(shape, now), wait }),
         }
     }
 
@@ -224,6 +250,8 @@ impl State {
         }
         self.remaining = answer.remaining;
         self.unreported = self.unreported.saturating_sub(wanted.unreported);
+        let told = self.tally.used(shape, now).saturating_sub(self.unreported);
+        self.answered = Some(Answered { at: now, left: answer.remaining, told });
         self.refused_until =
             if answer.granted < wanted.want { now.saturating_add(answer.wait.max(1)) } else { 0 };
     }

@@ -187,3 +187,29 @@ fn what_the_store_lets_open_is_all_that_opens() {
     assert!(matches!(state.enter(SECOND, 1, 3, Mode::Share(2)), Take::Granted(_)), "a share is two of three");
     assert!(matches!(state.enter(SECOND, 2, 3, Mode::Share(2)), Take::Refused(_)));
 }
+
+#[test]
+fn when_the_store_dies_no_more_is_spent_than_it_had_left() {
+    let (shape, most, now) = (shape(60), 90, SECOND);
+    let mut state = State::default();
+    // This one spent 40, others 20, when the store was last heard.
+    for _ in 0..40 {
+        state.granted(
+            shape,
+            now,
+            Wanted { want: 1, unreported: 0, told: 0 },
+            Granted { granted: 1, remaining: 30, wait: 0 },
+        );
+        assert!(matches!(state.take(shape, now, most, Mode::Shared(3)), Take::Granted(_)));
+    }
+    let passed = |state: &mut State, now| {
+        (0..200).filter(|_| matches!(state.take(shape, now, most, Mode::Share(3)), Take::Granted(_))).count()
+    };
+    assert_eq!(passed(&mut state, now), 10, "a third of what was left");
+    assert_eq!(passed(&mut state, now + 59 * SECOND), 0);
+    assert_eq!(
+        passed(&mut state, now + 62 * SECOND),
+        30,
+        "its share, when what was known is of no use any more"
+    );
+}

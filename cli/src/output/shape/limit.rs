@@ -175,11 +175,8 @@ impl From<pb::GetUsageResponse> for Usage {
             used: of.used,
             noted_at: time(of.noted_at),
         });
-        let tenant = answer.tenant.into_iter().map(|of| TenantUse {
-            what: of.what,
-            used: of.used,
-            amount: of.amount,
-        });
+        let tenant =
+            answer.tenant.into_iter().map(|of| TenantUse { what: of.what, used: of.used, amount: of.amount });
         Self { limits: limits.collect(), tenant: tenant.collect() }
     }
 }
