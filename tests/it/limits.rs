@@ -27,7 +27,10 @@ fn hourly(amount: u64) -> LimitSpec {
 }
 
 async fn limited(spec: LimitSpec) -> Seeded {
-    Seeded::and(|seed, _| drop(seed.limit(spec))).await
+    Seeded::and(|seed, _| {
+        seed.limit(spec);
+    })
+    .await
 }
 
 async fn stateless(seeded: &Seeded) -> McpClient {
@@ -426,7 +429,9 @@ async fn shared(proxy: &DataPlane, wanted: i64, limit: Duration) {
 
 /// So many proxies that count together, and a client of each.
 async fn fleet(redis: &Redis, proxies: usize, spec: LimitSpec) -> (Seeded, Vec<DataPlane>, Vec<McpClient>) {
-    let more = |seed: &mut Seed, _: &str| drop(seed.limit(spec));
+    let more = |seed: &mut Seed, _: &str| {
+        seed.limit(spec);
+    };
     let seeded = Seeded::made(sharing(redis), |_| {}, more).await;
     let mut others = Vec::new();
     for _ in 1..proxies {
