@@ -175,6 +175,8 @@ struct Claim {
     limit: Arc<CompiledLimit>,
     counter: Arc<Counter>,
     got: Option<Left>,
+    /// What is open by it, closed again also where its client goes away in the middle.
+    held: Option<Held>,
 }
 
 impl Default for Limits {
@@ -197,7 +199,7 @@ impl Limits {
         let mut claims: Vec<Claim> = Vec::new();
         for limit in covering.covering(about) {
             let counter = self.counter(limit.subject(about));
-            claims.push(Claim { limit: Arc::clone(limit), counter, got: None });
+            claims.push(Claim { limit: Arc::clone(limit), counter, got: None, held: None });
         }
         if claims.is_empty() {
             return Ok(Spent::default());
@@ -207,12 +209,9 @@ impl Limits {
             Box::pin(self.ask_for(&mut claims, &mut open)).await?;
         }
         let mut spent = Spent::default();
-        for Claim { limit, counter, got } in claims {
-            let left = got.unwrap_or_default();
-            if !limit.limit.spec.kind.has_window() {
-                spent.held.push(Held(counter));
-            }
-            spent.told.push(Told { limit, left });
+        for Claim { limit, got, held, .. } in claims {
+            spent.held.extend(held);
+            spent.told.push(Told { limit, left: got.unwrap_or_default() });
         }
         Ok(spent)
     }
@@ -231,7 +230,11 @@ impl Limits {
         let mut refused = None;
         for (at, claim) in claims.iter_mut().enumerate().filter(|(_, claim)| claim.got.is_none()) {
             match claim.counter.take(&claim.limit, now, mode) {
-                Take::Granted(left) => claim.got = Some(left),
+                Take::Granted(left) => {
+                    claim.got = Some(left);
+                    let opens = !claim.limit.limit.spec.kind.has_window();
+                    claim.held = opens.then(|| Held(Arc::clone(&claim.counter)));
+                }
                 Take::Ask => undecided.push(at),
                 Take::Refused(left) => {
                     refused = Some(reject(&claim.limit, left));
@@ -383,11 +386,8 @@ fn give_back(claims: &mut [Claim]) {
         if claim.got.take().is_none() {
             continue;
         }
-        match claim.limit.limit.spec.kind.has_window() {
-            true => claim.counter.state.lock().give_back(),
-            false => {
-                claim.counter.open.fetch_sub(1, Ordering::Relaxed);
-            }
+        if claim.held.take().is_none() {
+            claim.counter.state.lock().give_back();
         }
     }
 }

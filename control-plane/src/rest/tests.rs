@@ -5,6 +5,7 @@ mod access;
 mod crossing;
 mod enrolment;
 mod keys;
+mod limits;
 mod namespaces;
 mod people;
 mod servers;

@@ -263,6 +263,11 @@ impl State {
         self.refused_until = if answer.granted < wanted { now.saturating_add(FULL_FOR) } else { 0 };
     }
 
+    /// Whether the store gave leave for more than is open.
+    pub(super) fn has_spare_seats(&self, open: u64) -> bool {
+        self.seats > open
+    }
+
     /// Whether nothing is counted any more.
     pub(super) fn is_clear(&mut self, now: u64) -> bool {
         let leased = self.lease > 0 && now < self.lease_until;

@@ -31,7 +31,11 @@ const LOOKS: u32 = 4;
 /// Messages that wait to be asked for. What is more is decided by this proxy's share at once.
 const WAITING: usize = 1024;
 /// Of those, how many go in one round trip.
-const TOGETHER: usize = 256;
+const TOGETHER: usize = 64;
+/// Counts of what is open that are renewed in one round trip.
+const RENEWED: usize = 200;
+/// How often what is open is renewed: well before Redis forgets it.
+const RENEW: Duration = Duration::from_secs(3);
 
 /// Says that this proxy is there, and answers how many are. Who has said nothing for ten seconds is gone.
 const PRESENT: &str = "
@@ -178,6 +182,15 @@ pub struct Keeper {
 struct Seat {
     limit: Arc<CompiledLimit>,
     counter: Arc<Counter>,
+    renewed: Instant,
+}
+
+impl Seat {
+    /// Whether Redis must hear of it: it is about to be forgotten, or less is open than Redis gave leave for.
+    fn is_due(&self) -> bool {
+        let open = self.counter.open.load(Ordering::Relaxed);
+        self.renewed.elapsed() >= RENEW || self.counter.state.lock().has_spare_seats(open)
+    }
 }
 
 /// One key of a script.
@@ -361,7 +374,8 @@ impl Keeper {
                 key.counter.state.lock().seated(now, wanted.want, granted);
                 let subject = key.counter.subject.clone();
                 if granted.granted > 0 {
-                    self.seated.insert(subject, Seat { limit: key.limit, counter: key.counter });
+                    let (limit, counter) = (key.limit, key.counter);
+                    self.seated.insert(subject, Seat { limit, counter, renewed: Instant::now() });
                 } else {
                     self.seated.remove(&subject);
                 }
@@ -372,16 +386,17 @@ impl Keeper {
 
     /// Renews what is open, and gives back what is not any more.
     async fn renew(&mut self) {
-        if self.seated.is_empty() || !self.status.answers.load(Ordering::Relaxed) {
-            return;
-        }
         let key = |seat: &Seat| Key {
             limit: Arc::clone(&seat.limit),
             counter: Arc::clone(&seat.counter),
             waiting: 0,
         };
-        let keys: Vec<Key> = self.seated.values().map(key).collect();
-        self.spend(keys, PATIENCE).await;
+        let mut due: Vec<Key> = self.seated.values().filter(|seat| seat.is_due()).map(key).collect();
+        while !due.is_empty() && self.status.answers.load(Ordering::Relaxed) {
+            let rest = due.split_off(due.len().min(RENEWED));
+            self.spend(due, PATIENCE).await;
+            due = rest;
+        }
     }
 
     /// Whether Redis is there, and who else.
