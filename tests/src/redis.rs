@@ -43,6 +43,15 @@ impl Redis {
         }
     }
 
+    /// Has it do something, such as `FLUSHALL`.
+    pub async fn order(&self, command: &str) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.expect("redis listens");
+        stream.write_all(format!("{command}\r\n").as_bytes()).await.expect("redis reads");
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).await.expect("redis answers");
+        assert_eq!(&answer, b"+OK\r\n", "{command}");
+    }
+
     /// Stops it where it stands: connections stay open, and nothing is answered.
     pub fn hang(&self) {
         self.signal(rustix::process::Signal::STOP);

@@ -20,7 +20,8 @@ async fn a_limit_is_made_changed_shown_and_removed() {
     }
     assert_eq!(world.call("POST", LIMITS, &admin, body).await.status, StatusCode::CONFLICT);
     let path = format!("{LIMITS}/calls");
-    let change = |version: u64| json!({"kind": "quota", "amount": 5, "window_seconds": 86400, "version": version});
+    let change =
+        |version: u64| json!({"kind": "quota", "amount": 5, "window_seconds": 86400, "version": version});
     let changed = world.call("PUT", &path, &admin, change(1)).await;
     assert_eq!(changed.status, StatusCode::OK, "{}", changed.body);
     assert_eq!((&changed.body["kind"], &changed.body["version"]), (&json!("quota"), &json!(2)));
