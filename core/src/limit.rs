@@ -289,7 +289,7 @@ pub struct CompiledLimit {
     pub limit: Limit,
     /// How its window is counted.
     pub shape: Shape,
-    /// How answers name it: an item of `RateLimit-Policy` [draft-ietf-httpapi-ratelimit-headers].
+    /// How answers name it: an item of `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers).
     pub policy: String,
     servers: Vec<String>,
     tools: Vec<String>,

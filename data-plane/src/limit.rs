@@ -25,8 +25,9 @@ use count::{Left, Mode, State, Take};
 
 pub use global::{Counts, Global, Keeper};
 
-/// [draft-ietf-httpapi-ratelimit-headers]
+/// What is left of limits (draft-ietf-httpapi-ratelimit-headers).
 pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+/// What limits there are.
 pub const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// Counts that are kept. With more, new callers of a limit are counted together until old ones are forgotten.

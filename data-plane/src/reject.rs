@@ -216,7 +216,7 @@ pub struct Limited {
     pub rule: String,
     /// When to come again.
     pub retry_after: Duration,
-    /// `RateLimit-Policy` [draft-ietf-httpapi-ratelimit-headers].
+    /// `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers).
     pub policy: String,
     /// `RateLimit`.
     pub state: String,
