@@ -10,6 +10,7 @@ const FILES: &[&str] = &[
     "waffles/auth/v1/auth.proto",
     "waffles/auth/v1/principals.proto",
     "waffles/discovery/v1/discovery.proto",
+    "waffles/discovery/v1/keys.proto",
     "waffles/policy/v1/limit.proto",
     "waffles/policy/v1/policy.proto",
     "waffles/policy/v1/types.proto",

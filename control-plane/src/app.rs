@@ -177,8 +177,14 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let mut tx = db.everywhere().begin().await?;
     changes::set_closed(&mut tx, &format!("{:?}", settings.closed)).await?;
     tx.commit().await?;
-    let publisher =
-        Publisher::new(db.clone(), secrets, settings, discovery.clone(), gates.gate("configuration"));
+    let publisher = Publisher::new(
+        db.clone(),
+        secrets,
+        settings,
+        discovery.clone(),
+        gates.gate("configuration"),
+        config.keys_shipped_most,
+    );
     let work = Work {
         publisher: publisher.driver(),
         pulse: Driver::new(Pulse::new(db.clone(), gates.gate("database")), Pulse::PERIOD),

@@ -1,6 +1,7 @@
 //! The audit trail: takes in what proxies recorded, each record exactly once; notes our own acts in the
 //! transaction of the act; searches and follows it within the actor's tenant.
 
+mod marks;
 mod tail;
 
 use std::collections::HashSet;
@@ -77,6 +78,7 @@ pub struct Audit {
     batches: Counter,
     records: Counter,
     usage: Usage,
+    marks: marks::Marks,
 }
 
 impl Audit {
@@ -89,6 +91,7 @@ impl Audit {
             batches: Counter::default(),
             records: Counter::default(),
             usage,
+            marks: marks::Marks::default(),
         }
     }
 
@@ -104,7 +107,7 @@ impl Audit {
 
     /// How far a proxy's spool is stored.
     pub async fn stored_through(&self, peer: &ProxyPeer, spool: Uuid) -> Result<u64, Error> {
-        Ok(store::stored_through(&self.db.everywhere(), peer.id(), spool).await?)
+        Ok(self.marks.stored_through(&self.db.everywhere(), peer.id(), spool).await?)
     }
 
     /// Takes in a batch and says how far the spool is stored now. A record that cannot be read, or that the

@@ -483,6 +483,7 @@ pub const METHODS: &[(&str, Rule, Act)] = &[
     ("/waffles.proxy.v1.EnrolmentService/Enroll", Rule::Join, Changes),
     ("/waffles.proxy.v1.EnrolmentService/Renew", Rule::Proxy, Changes),
     ("/waffles.discovery.v1.DiscoveryService/Stream", Rule::Proxy, Changes),
+    ("/waffles.discovery.v1.KeyService/FindKeys", Rule::Proxy, Reads),
     ("/grpc.health.v1.Health/Check", Rule::Public, Reads),
     ("/grpc.health.v1.Health/List", Rule::Public, Reads),
     ("/grpc.health.v1.Health/Watch", Rule::Public, Reads),

@@ -37,6 +37,8 @@ pub struct Config {
     pub authority: Option<AuthorityFiles>,
     /// How long a proxy's certificate is good.
     pub certificate_life: Duration,
+    /// More API keys than this are not sent to proxies, which ask for those that they meet.
+    pub keys_shipped_most: u64,
     /// How long audit events are kept; none for ever.
     pub audit_retention: Option<Duration>,
     /// Logs.
@@ -198,6 +200,16 @@ struct Flags {
         global = true
     )]
     proxy_certificate_life: String,
+    /// API keys that may be used, of all tenants: more than this many are not sent to every proxy any more. Proxies ask
+    /// for those that they meet, and go on to do so until `new-lineage`
+    #[arg(
+        long,
+        env = "WAFFLES_KEYS_SHIPPED_MOST",
+        default_value_t = 10_000,
+        value_name = "N",
+        global = true
+    )]
+    keys_shipped_most: u64,
     /// How many days audit events are kept [default: for ever]
     #[arg(long, env = "WAFFLES_AUDIT_RETENTION_DAYS", value_name = "DAYS", global = true)]
     audit_retention_days: Option<u32>,
@@ -337,6 +349,7 @@ impl Config {
                 .zip(flags.ca_key_file)
                 .map(|(certificate, key)| AuthorityFiles { certificate, key }),
             certificate_life,
+            keys_shipped_most: flags.keys_shipped_most,
             audit_retention: flags
                 .audit_retention_days
                 .map(|days| Duration::from_secs(u64::from(days) * 86_400)),
@@ -367,6 +380,7 @@ impl Config {
             "master_key_file": self.secrets.master_key,
             "ca_cert_file": self.authority.as_ref().map(|files| &files.certificate),
             "proxy_certificate_life_ms": millis(self.certificate_life),
+            "keys_shipped_most": self.keys_shipped_most,
             "audit_retention_days": self.audit_retention.map(|time| time.as_secs() / 86_400),
             "log": { "format": self.log.format, "filter": self.log.filter },
             "grace_ms": millis(self.grace),

@@ -5,6 +5,7 @@ mod access;
 mod audit;
 mod auth;
 mod enrolment;
+mod keys;
 mod limits;
 mod namespaces;
 mod policy;
@@ -13,6 +14,7 @@ mod proxies;
 mod proxy;
 mod registry;
 mod secrets;
+mod stream;
 mod tenants;
 
 use std::net::SocketAddr;
@@ -34,7 +36,7 @@ use waffles_proto::auth::v1::auth_service_server::AuthServiceServer;
 use waffles_proto::auth::v1::grant_service_server::GrantServiceServer;
 use waffles_proto::auth::v1::principal_service_server::PrincipalServiceServer;
 use waffles_proto::auth::v1::role_service_server::RoleServiceServer;
-use waffles_proto::discovery::v1::discovery_service_server::DiscoveryServiceServer;
+use waffles_proto::discovery::v1::key_service_server::KeyServiceServer;
 use waffles_proto::policy::v1::limit_service_server::LimitServiceServer;
 use waffles_proto::policy::v1::policy_service_server::PolicyServiceServer;
 use waffles_proto::proxy::v1::enrolment_service_server::EnrolmentServiceServer;
@@ -101,7 +103,8 @@ pub fn router(
         .add_service(limited!(AuditServiceServer, audit::Trail::new(&services, parts.drain.clone())))
         .add_service(limited!(ProxyServiceServer, proxies::Fleet::new(&services)))
         .add_service(limited!(EnrolmentServiceServer, enrolment::Door::new(services.enrolment.clone())))
-        .add_service(limited!(DiscoveryServiceServer, proxy::Configuration::new(&parts)))
+        .add_service(stream::Server::new(proxy::Configuration::new(&parts)))
+        .add_service(limited!(KeyServiceServer, keys::Keys::new(&parts)))
         .add_service(limited!(AuditIngestServiceServer, proxy::Uploads::new(&parts)));
     let door = from_fn_with_state(Arc::new(parts), guard);
     Ok((routes.prepare().into_axum_router().layer(door), reporter))

@@ -55,6 +55,11 @@ impl Collector for Figures {
             ("waffles_proxies_connected", "Proxies that hold a configuration stream here", proxies.connected),
             ("waffles_proxies_refusing", "Of those, proxies that refuse a resource", proxies.refusing),
             ("waffles_proxies_lag_revisions", "How far the last of those is behind", proxies.most_lag),
+            (
+                "waffles_changes_held_back",
+                "Changes that a proxy refused and others of its group are not sent",
+                self.discovery.held_back(),
+            ),
             ("waffles_ready", "Whether every gate of readiness is open", u64::from(self.gates.is_ready())),
         ] {
             let gauge = number(value);

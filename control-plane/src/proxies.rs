@@ -135,7 +135,7 @@ impl Proxies {
 
     /// The driver of the task that writes.
     pub fn driver(&self) -> Driver<Roster> {
-        let driver = Driver::new(Roster { proxies: self.clone() }, Roster::PERIOD);
+        let driver = Driver::new(Roster { proxies: self.clone(), many: false }, Roster::PERIOD);
         if self.shared.poker.set(driver.poker()).is_err() {
             tracing::warn!("a second roster was made; only the first is woken");
         }
@@ -217,17 +217,17 @@ impl Proxies {
             };
             eras.iter_mut().filter_map(changed).collect()
         };
-        let mut changed = changed.into_iter();
-        while let Some((id, found)) = changed.next() {
-            if let Err(error) = eras::put(&self.shared.db, id, &found).await {
-                let mut eras = self.shared.eras.lock();
-                for id in std::iter::once(id).chain(changed.map(|(id, _)| id)) {
-                    if let Some(eras) = eras.get_mut(&id) {
-                        eras.dirty = true;
-                    }
+        if changed.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = eras::put(&self.shared.db, &changed).await {
+            let mut eras = self.shared.eras.lock();
+            for (id, _) in changed {
+                if let Some(eras) = eras.get_mut(&id) {
+                    eras.dirty = true;
                 }
-                return Err(error);
             }
+            return Err(error);
         }
         Ok(())
     }
@@ -533,6 +533,7 @@ impl Drop for Connected {
 #[derive(Debug)]
 pub struct Roster {
     proxies: Proxies,
+    many: bool,
 }
 
 /// What one run wrote.
@@ -548,6 +549,9 @@ impl Roster {
     pub const PERIOD: Duration = Duration::from_secs(10);
     /// Pokes within this time are one write.
     const GATHER: Duration = Duration::from_millis(250);
+    /// The same after a write of many proxies: a herd comes back over many seconds.
+    const GATHER_MANY: Duration = Duration::from_secs(2);
+    const MANY: usize = 20;
 }
 
 impl Task for Roster {
@@ -555,7 +559,9 @@ impl Task for Roster {
     type Report = RosterReport;
 
     async fn activate(&mut self) -> RosterReport {
-        tokio::time::sleep(Self::GATHER).await;
-        self.proxies.write().await
+        tokio::time::sleep(if self.many { Self::GATHER_MANY } else { Self::GATHER }).await;
+        let report = self.proxies.write().await;
+        self.many = report.written > Self::MANY;
+        report
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod audit;
 pub mod credential;
+pub mod found;
 pub mod limit;
 pub mod namespace;
 pub mod policy;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::credential::{ApiKey, KeyHash, Pepper};
+use crate::found::FoundKeys;
 use crate::limit::{CompiledLimit, Limits};
 use crate::namespace::NamespaceEntry;
 use crate::policy::{CompiledRule, Policy, RoleDef};
@@ -48,6 +49,8 @@ pub struct Settings {
     pub token_audience: String,
     /// Where proxies never connect to for a server.
     pub closed: Vec<SocketAddr>,
+    /// API keys are asked for one by one.
+    pub keys_on_demand: bool,
 }
 
 impl Settings {
@@ -60,6 +63,7 @@ impl Settings {
             token_issuer,
             token_audience,
             closed: Vec::new(),
+            keys_on_demand: false,
         }
     }
 
@@ -162,6 +166,8 @@ pub struct Snapshot {
     pub(crate) principals: HashMap<Uuid, Arc<Principal>>,
     pub(crate) keys: HashMap<String, (KeyHash, Arc<ApiKey>)>,
     by_hash: HashMap<KeyHash, Arc<ApiKey>>,
+    /// Where keys are asked for one by one: those that were found. Then there are no others.
+    pub(crate) found: Option<Arc<FoundKeys>>,
     pub(crate) token_keys: HashMap<String, TokenKey>,
     pub(crate) settings: Option<Arc<Settings>>,
     pub(crate) roles: HashMap<Uuid, Arc<RoleDef>>,
@@ -197,13 +203,24 @@ impl Snapshot {
     }
 
     /// Finds an API key by the hash of its text.
-    pub fn key(&self, hash: &KeyHash) -> Option<&Arc<ApiKey>> {
-        self.by_hash.get(hash)
+    pub fn key(&self, hash: &KeyHash) -> Option<Arc<ApiKey>> {
+        match &self.found {
+            None => self.by_hash.get(hash).map(Arc::clone),
+            Some(found) => found.get(hash),
+        }
     }
 
     /// Finds an API key by its public id, for streams that were opened with it.
-    pub fn key_by_id(&self, id: &str) -> Option<&Arc<ApiKey>> {
-        self.keys.get(id).map(|(_, key)| key)
+    pub fn key_by_id(&self, id: &str) -> Option<Arc<ApiKey>> {
+        match &self.found {
+            None => self.keys.get(id).map(|(_, key)| Arc::clone(key)),
+            Some(found) => found.by_id(id),
+        }
+    }
+
+    /// The keys that were asked for one by one; none where all keys are here.
+    pub fn found(&self) -> Option<&Arc<FoundKeys>> {
+        self.found.as_ref()
     }
 
     /// Finds a principal.
@@ -251,7 +268,7 @@ impl Snapshot {
         [
             ("servers", self.servers.len()),
             ("principals", self.principals.len()),
-            ("api_keys", self.keys.len()),
+            ("api_keys", self.keys.len() + self.found.as_ref().map_or(0, |found| found.len())),
             ("token_keys", self.token_keys.len()),
             ("namespaces", self.namespaces.len()),
             ("roles", self.roles.len()),
@@ -266,7 +283,7 @@ impl Snapshot {
         match key.kind {
             Kind::Server => key.id.parse().is_ok_and(|id: Uuid| self.servers.contains_key(&id)),
             Kind::Principal => key.id.parse().is_ok_and(|id: Uuid| self.principals.contains_key(&id)),
-            Kind::ApiKey => self.keys.contains_key(&key.id),
+            Kind::ApiKey => self.key_by_id(&key.id).is_some(),
             Kind::TokenKey => self.token_keys.contains_key(&key.id),
             Kind::Settings => self.settings.is_some(),
             Kind::Namespace => key.id.parse().is_ok_and(|id: Uuid| self.namespaces.contains_key(&id)),
@@ -290,6 +307,7 @@ impl Snapshot {
             principals: self.principals.clone(),
             keys: self.keys.clone(),
             by_hash: HashMap::new(),
+            found: self.found.clone(),
             token_keys: self.token_keys.clone(),
             settings: self.settings.clone(),
             roles: self.roles.clone(),
@@ -306,7 +324,12 @@ impl Snapshot {
     pub(crate) fn remove(&mut self, key: &ResourceKey) {
         let id: Option<Uuid> = key.id.parse().ok();
         match (key.kind, id) {
-            (Kind::ApiKey, _) => drop(self.keys.remove(&key.id)),
+            (Kind::ApiKey, _) => {
+                self.keys.remove(&key.id);
+                if let Some(found) = &self.found {
+                    found.remove(&key.id);
+                }
+            }
             (Kind::TokenKey, _) => drop(self.token_keys.remove(&key.id)),
             (Kind::Settings, _) => self.settings = None,
             (Kind::Server, Some(id)) => drop(self.servers.remove(&id)),
@@ -364,6 +387,19 @@ impl Snapshot {
             .map(|(tenant, limits)| (tenant.to_owned(), Arc::new(Limits::new(limits))))
             .collect();
         self.define_roles();
+        match self.settings.as_ref().is_some_and(|settings| settings.keys_on_demand) {
+            true => {
+                let revision = self.revision;
+                let found = self.found.get_or_insert_with(|| Arc::new(FoundKeys::new(revision)));
+                // Those that came before there were too many are as good as found.
+                for (hash, key) in std::mem::take(&mut self.keys).into_values() {
+                    if !found.insert(hash, key, revision) {
+                        break;
+                    }
+                }
+            }
+            false => self.found = None,
+        }
         self.by_hash = self.keys.values().map(|(hash, key)| (*hash, Arc::clone(key))).collect();
         self
     }

@@ -371,7 +371,8 @@ pub fn key_to_proto(key: &ApiKey, owner_name: &str) -> auth_pb::ApiKey {
     }
 }
 
-fn key_from_proto(message: pb::ApiKey) -> Result<(KeyHash, ApiKey), String> {
+/// An API key from the wire. The error is the first thing wrong with it: such a key counts as absent.
+pub fn key_from_proto(message: pb::ApiKey) -> Result<(KeyHash, ApiKey), String> {
     let key = message.api_key.ok_or("api_key: is missing")?;
     let hash = message.hash.try_into().map_err(|_| "hash: is not 32 bytes")?;
     // An end that is present but cannot be read must not become "no end".
@@ -416,8 +417,12 @@ pub fn principal_resource(principal: &Principal) -> pb::Resource {
 
 /// An API key as a resource.
 pub fn key_resource(key: &ApiKey, hash: &KeyHash) -> pb::Resource {
-    let message = pb::ApiKey { api_key: Some(key_to_proto(key, "")), hash: hash.to_vec() };
-    resource(key.id.clone(), pb::resource::Kind::ApiKey(message))
+    resource(key.id.clone(), pb::resource::Kind::ApiKey(found_key(key, hash)))
+}
+
+/// An API key as a proxy needs it.
+pub fn found_key(key: &ApiKey, hash: &KeyHash) -> pb::ApiKey {
+    pb::ApiKey { api_key: Some(key_to_proto(key, "")), hash: hash.to_vec() }
 }
 
 /// A token key as a resource.
@@ -439,6 +444,7 @@ pub fn settings_resource(settings: &Settings) -> pb::Resource {
         token_issuer: settings.token_issuer.clone(),
         token_audience: settings.token_audience.clone(),
         closed: settings.closed.iter().map(ToString::to_string).collect(),
+        keys_on_demand: settings.keys_on_demand,
     };
     resource("settings".into(), pb::resource::Kind::Settings(message))
 }
@@ -460,8 +466,8 @@ fn settings_from_proto(message: pb::Settings) -> Result<Settings, String> {
     }
     let closed = message.closed.iter().map(|text| text.parse()).collect::<Result<_, _>>();
     let closed = closed.map_err(|_| "closed: holds what is no address and port")?;
-    Ok(Settings::new(pepper, SealRing::new(keys), message.token_issuer, message.token_audience)
-        .closing(closed))
+    let settings = Settings::new(pepper, SealRing::new(keys), message.token_issuer, message.token_audience);
+    Ok(Settings { keys_on_demand: message.keys_on_demand, ..settings.closing(closed) })
 }
 
 /// The name of a resource on the wire.
@@ -555,6 +561,9 @@ impl Snapshot {
         }
         next.lineage = update.lineage;
         next.revision = update.revision;
+        if let Some(found) = &next.found {
+            found.advance(next.revision);
+        }
         for reference in &update.removed {
             if let Some(key) = resource_key(reference) {
                 next.remove(&key);

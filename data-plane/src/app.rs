@@ -34,6 +34,7 @@ use crate::doors::sse;
 use crate::enrolment::{self, Membership};
 use crate::gateway::Gateway;
 use crate::hub::Hub;
+use crate::keys::{Finder, Line};
 use crate::limit::{self, Limits};
 use crate::link::{self, Address, Link};
 use crate::listener::{Caps, Listener};
@@ -85,6 +86,7 @@ pub struct Bound {
 struct Worker {
     current: Arc<Current>,
     authenticator: Arc<Authenticator>,
+    keys: Arc<Finder>,
     shared: Arc<Shared>,
     page_size: usize,
     sse_sessions: Arc<sse::Sessions>,
@@ -139,7 +141,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     })?;
     enrolment::spawn(&membership, drain.clone());
     let link = Link::new(address, Arc::clone(&membership));
+    let line = Arc::new(Line::default());
     let follows = discovery::Config {
+        line: Arc::clone(&line),
         link: link.clone(),
         proxy_id,
         name,
@@ -184,6 +188,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         .bind(config.admin_addr)
         .with_context(|| format!("cannot listen on {} for the admin port", config.admin_addr))?;
     let worker = Worker {
+        keys: Arc::new(Finder::new(Arc::clone(&current), line, desk.metrics.clone())),
         current,
         authenticator: Arc::new(Authenticator::default()),
         shared,
@@ -328,6 +333,7 @@ impl Worker {
         let gateway = Arc::new(Gateway {
             current: self.current,
             authenticator: self.authenticator,
+            keys: self.keys,
             upstream,
             shared: self.shared,
             page_size: self.page_size,

@@ -13,7 +13,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use waffles_core::credential::{ApiKey, Claims, key_id, token_key_id};
+use waffles_core::credential::{ApiKey, Claims, KeyHash, key_id, token_key_id};
 use waffles_core::policy::Caller;
 use waffles_core::principal::Principal;
 use waffles_core::snapshot::{Settings, Snapshot};
@@ -64,10 +64,7 @@ impl Identity {
     pub fn carried(snapshot: &Snapshot, carried: Carried, address: IpAddr) -> Option<Self> {
         let principal = Arc::clone(snapshot.principal(&carried.principal)?);
         let shown = match (carried.key, carried.token) {
-            (Some(id), _) => {
-                let key = snapshot.key_by_id(&id).filter(|key| key.owner == principal.id)?;
-                Shown::Key(Arc::clone(key))
-            }
+            (Some(id), _) => Shown::Key(snapshot.key_by_id(&id).filter(|key| key.owner == principal.id)?),
             (None, Some((kid, session, issued_at, expires_at))) => {
                 snapshot.token_key(&kid).filter(|_| !snapshot.is_ended(&session))?;
                 Shown::Token { kid: kid.into(), session, issued_at, expires_at }
@@ -105,7 +102,7 @@ impl Identity {
     pub fn renew(&self, snapshot: &Snapshot) -> Option<Self> {
         let principal = Arc::clone(snapshot.principal(&self.principal.id)?);
         let shown = match &self.shown {
-            Shown::Key(key) => Shown::Key(Arc::clone(snapshot.key_by_id(&key.id)?)),
+            Shown::Key(key) => Shown::Key(snapshot.key_by_id(&key.id)?),
             Shown::Token { kid, session, .. } => {
                 snapshot.token_key(kid).filter(|_| !snapshot.is_ended(session))?;
                 self.shown.clone()
@@ -168,6 +165,14 @@ impl Authenticator {
         }
     }
 
+    /// The hash of a key that is not here and may be asked for; none where all keys are here.
+    pub fn stranger(&self, snapshot: &Snapshot, headers: &HeaderMap) -> Option<KeyHash> {
+        snapshot.found()?;
+        let text = presented(headers).ok()?;
+        key_id(text)?;
+        Some(snapshot.settings()?.pepper.hash(text))
+    }
+
     fn by_key(
         &self,
         snapshot: &Snapshot,
@@ -182,7 +187,7 @@ impl Authenticator {
             return Err(Reject::Unauthenticated("unknown_key"));
         }
         let principal = snapshot.principal(&key.owner).ok_or(Reject::Unauthenticated("unknown_principal"))?;
-        Ok(Identity { principal: Arc::clone(principal), shown: Shown::Key(Arc::clone(key)), address })
+        Ok(Identity { principal: Arc::clone(principal), shown: Shown::Key(key), address })
     }
 
     fn by_token(

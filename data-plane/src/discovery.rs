@@ -20,6 +20,7 @@ use waffles_runtime::admin::Gate;
 use waffles_runtime::drain::Drain;
 use waffles_runtime::{task, telemetry};
 
+use crate::keys::Line;
 use crate::link::{BackOff, Connection, Link, LinkError, MAX_MESSAGE, OPEN_TIME};
 use crate::state::{Current, Disk};
 use apply::{Collector, Verdict};
@@ -34,6 +35,8 @@ const GOOD_TIME: Duration = Duration::from_secs(20);
 const MAX_REFUSED: usize = 1000;
 /// Between two attempts to write the snapshot to disk.
 const SAVE_RETRY: Duration = Duration::from_secs(5);
+/// Keys that were found within this time are written together.
+const FOUND_GATHER: Duration = Duration::from_secs(1);
 
 /// What the task needs to know.
 #[derive(Debug, Clone)]
@@ -46,6 +49,8 @@ pub struct Config {
     pub name: String,
     /// The program's version.
     pub version: String,
+    /// Where keys are asked for while the stream is open.
+    pub line: Arc<Line>,
 }
 
 /// How the stream is, for metrics and the admin port.
@@ -182,6 +187,7 @@ impl Follower {
                     Err(error) => error,
                 },
             };
+            self.config.line.close();
             self.config.link.membership().note(&error);
             self.status.disconnected(&error);
             tokio::select! {
@@ -201,6 +207,7 @@ impl Follower {
         let (answers, sent) = mpsc::channel(ANSWERS);
         answer(&answers, pb::stream_request::Message::Hello(self.hello(&connection.group))).await?;
         let mut stream = open(&connection, sent).await?;
+        self.config.line.open(connection.channel.clone());
         self.status.connected();
         self.config.link.membership().welcomed();
         let opened = Instant::now();
@@ -248,6 +255,7 @@ impl Follower {
         nonce: String,
     ) -> Result<pb::stream_request::Message, LinkError> {
         let held = self.current.load();
+        let before = Arc::clone(&held);
         let full = update.full;
         // Reading thousands of resources takes a while, and this runtime has other tasks.
         let verdict = tokio::task::spawn_blocking(move || apply::judge(&held, update))
@@ -267,6 +275,10 @@ impl Follower {
                 return Ok(pb::stream_request::Message::Nack(pb::Nack { nonce, revision, rejections }));
             }
         };
+        if let (true, Some(before), Some(found)) = (full, before.found(), next.found()) {
+            // Whoever has a stream open with a key that is good still shall keep it.
+            self.config.line.again(&next.lineage, before, found).await;
+        }
         self.wants_full &= !full;
         let revision = next.revision;
         let is_usable = next.is_usable();
@@ -323,6 +335,8 @@ async fn save(
 ) {
     let disk = Arc::new(disk);
     let mut is_saved = true;
+    let mut findings = current.findings();
+    let (mut keys_due, mut pace) = (None, FOUND_GATHER);
     loop {
         let retry = async {
             match is_saved {
@@ -335,11 +349,30 @@ async fn save(
             changed = changes.changed() => if changed.is_err() { return },
             () = drain.ended() => return,
             () = retry => {}
+            Ok(()) = findings.changed(), if keys_due.is_none() => {
+                keys_due = Some(Instant::now() + pace);
+                continue;
+            }
+            () = tokio::time::sleep_until(keys_due.unwrap_or_else(Instant::now)), if keys_due.is_some() => {
+                keys_due = None;
+                let hold = drain.hold();
+                let (snapshot, place, began) = (current.load(), Arc::clone(&disk), Instant::now());
+                let saved = tokio::task::spawn_blocking(move || place.save_keys(&snapshot)).await;
+                drop(hold);
+                if let Ok(Err(error)) = saved {
+                    tracing::warn!(error = %telemetry::chain(&error), "cannot write found keys to disk");
+                }
+                // Many keys take longer to write, and are written less often.
+                pace = FOUND_GATHER.max(began.elapsed() * 20);
+                continue;
+            }
         }
         let hold = drain.hold();
         let (snapshot, place) = (current.load(), Arc::clone(&disk));
         let revision = snapshot.revision;
-        let error = match tokio::task::spawn_blocking(move || place.save(&snapshot)).await {
+        // The keys first: those on disk must not be older than the snapshot there.
+        let save = move || place.save_keys(&snapshot).and_then(|()| place.save(&snapshot));
+        let error = match tokio::task::spawn_blocking(save).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(telemetry::chain(&error).to_string()),
             Err(error) => Some(error.to_string()),

@@ -116,8 +116,8 @@ impl<'a> Visit<'a> {
     }
 
     /// Who asks. Comes before any body is read.
-    fn identify(&mut self) -> Result<Identity, Reject> {
-        let identity = self.gateway.identify(self.peer, self.parts)?;
+    async fn identify(&mut self) -> Result<Identity, Reject> {
+        let identity = self.gateway.identify(self.peer, self.parts).await?;
         self.record.note_identity(&identity);
         Ok(identity)
     }

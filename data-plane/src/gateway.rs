@@ -7,12 +7,12 @@ mod handshake;
 mod limits;
 mod native;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method as HttpMethod, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
@@ -29,6 +29,7 @@ use waffles_runtime::drain::Drain;
 use crate::authn::{Authenticator, Identity};
 use crate::flow::Outbox;
 use crate::front::{self, Front};
+use crate::keys::Finder;
 use crate::limit::Spent;
 use crate::permit::{Ask, Notes, Permit};
 use crate::record::{Desk, End, Record};
@@ -92,6 +93,8 @@ pub struct Gateway {
     pub current: Arc<Current>,
     /// Checks credentials.
     pub authenticator: Arc<Authenticator>,
+    /// Asks for keys that are not here.
+    pub keys: Arc<Finder>,
     /// The way to the servers.
     pub upstream: Upstream,
     /// What the threads share beside the configuration.
@@ -221,9 +224,27 @@ impl Gateway {
     }
 
     /// Who asks, for doors that read a message before they serve it, or that hold something open.
-    pub fn identify(&self, peer: SocketAddr, parts: &Parts) -> Result<Identity, Reject> {
+    pub async fn identify(&self, peer: SocketAddr, parts: &Parts) -> Result<Identity, Reject> {
         check_singletons(&parts.headers)?;
-        self.authenticator.authenticate(&self.current.load(), &parts.headers, peer.ip(), Utc::now())
+        let mut snapshot = self.current.load();
+        self.recognize(&mut snapshot, parts, peer.ip(), Utc::now()).await
+    }
+
+    /// Who shows this credential. A key that is not here may be one that was not asked for yet; then the configuration in
+    /// force is another one afterwards.
+    async fn recognize(
+        &self,
+        snapshot: &mut Arc<Snapshot>,
+        parts: &Parts,
+        address: IpAddr,
+        now: DateTime<Utc>,
+    ) -> Result<Identity, Reject> {
+        let found = self.authenticator.authenticate(snapshot, &parts.headers, address, now);
+        let Err(Reject::Unauthenticated("unknown_key")) = found else { return found };
+        let Some(hash) = self.authenticator.stranger(snapshot, &parts.headers) else { return found };
+        Box::pin(self.keys.find(hash, address.to_canonical())).await?;
+        *snapshot = self.current.load();
+        self.authenticator.authenticate(snapshot, &parts.headers, address, now)
     }
 
     /// One client message, from bytes to bytes.
@@ -235,7 +256,7 @@ impl Gateway {
         source: &mut Source,
     ) -> Result<Response<Body>, Reject> {
         check_singletons(&parts.headers)?;
-        let identity = self.authenticate(exchange, parts)?;
+        let identity = self.authenticate(exchange, parts).await?;
         let call = decode(exchange, parts, source).await?;
         let head = call.as_ref().and_then(|call| call.head.as_deref());
         if !matches!(door.scope, Scope::Server(_)) {
@@ -265,12 +286,12 @@ impl Gateway {
     }
 
     /// Who asks. Comes before the body is read: a stranger shall not make us read megabytes.
-    fn authenticate(&self, exchange: &mut Exchange, parts: &Parts) -> Result<Identity, Reject> {
+    async fn authenticate(&self, exchange: &mut Exchange, parts: &Parts) -> Result<Identity, Reject> {
         let address = exchange.peer.ip();
         let now = exchange.record.opened_at();
         let identity = match &exchange.passed {
             Some(identity) => identity.clone(),
-            None => self.authenticator.authenticate(&exchange.snapshot, &parts.headers, address, now)?,
+            None => self.recognize(&mut exchange.snapshot, parts, address, now).await?,
         };
         exchange.record.note_identity(&identity);
         Ok(identity)

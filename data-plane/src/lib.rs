@@ -31,6 +31,7 @@ pub mod audit;
 pub mod discovery;
 mod durable;
 pub mod enrolment;
+pub mod keys;
 mod link;
 pub mod metrics;
 pub mod peers;

@@ -40,6 +40,7 @@ pub struct Metrics {
     upstream_duration: Family<ServerLabels, Histogram, fn() -> Histogram>,
     dropped_events: Family<ReasonLabels, Counter>,
     refused_requests: Family<ReasonLabels, Counter>,
+    key_lookups: Family<ReasonLabels, Counter>,
     /// Exchanges since the start.
     pub served: Counter,
     /// Streams that are open to clients.
@@ -91,6 +92,7 @@ impl Metrics {
             upstream_duration: Family::new_with_constructor(histogram),
             dropped_events: Family::default(),
             refused_requests: Family::default(),
+            key_lookups: Family::default(),
             served: Counter::default(),
             open_streams: Gauge::default(),
             listeners: Gauge::default(),
@@ -127,6 +129,11 @@ impl Metrics {
                 "waffles_dropped_events",
                 "Events of servers that were not passed on",
                 m.dropped_events,
+            );
+            r.register(
+                "waffles_key_lookups",
+                "API keys that were asked for at the control plane, by what came of it",
+                m.key_lookups,
             );
             r.register(
                 "waffles_refused_requests",
@@ -195,6 +202,11 @@ impl Metrics {
             self.upstream_duration.get_or_create(&server_labels).observe(upstream.as_secs_f64());
         }
         self.exchanges.get_or_create(&ExchangeLabels { server: Arc::clone(server), method, outcome }).inc();
+    }
+
+    /// What came of asking for an API key: `found`, `unknown`, `away` or `busy`.
+    pub fn key_lookup(&self, reason: &'static str) {
+        self.key_lookups.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Counts a request that no door took.

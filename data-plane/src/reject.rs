@@ -14,6 +14,8 @@ use waffles_mcp::headers::HeaderError;
 use waffles_mcp::jsonrpc::{code, error_response};
 use waffles_mcp::{HeadError, Id, ParseError};
 
+use crate::keys::Missing;
+
 /// The revisions that a stateless request may name.
 pub const SUPPORTED: [&str; 1] = ["2026-07-28"];
 
@@ -97,6 +99,9 @@ pub enum Reject {
     /// Nobody, or nobody any more.
     #[error("a valid API key or access token is required")]
     Unauthenticated(&'static str),
+    /// There are too many keys to know them all, and the control plane cannot be asked for this one.
+    #[error("the credential cannot be checked at the moment; try again")]
+    Unchecked(Missing),
     /// Not JSON, or encoded.
     #[error("the body must be application/json without a content encoding")]
     UnsupportedMediaType,
@@ -249,6 +254,15 @@ impl Limited {
     }
 }
 
+impl From<Missing> for Reject {
+    fn from(missing: Missing) -> Self {
+        match missing {
+            Missing::Unknown => Self::Unauthenticated("unknown_key"),
+            Missing::Away | Missing::Busy => Self::Unchecked(missing),
+        }
+    }
+}
+
 impl Reject {
     /// A server that could not be reached, or whose answer came to nothing.
     pub fn upstream(fault: UpstreamFault, sent: bool) -> Self {
@@ -259,7 +273,9 @@ impl Reject {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Upstream { .. } | Self::Refused => Fault::Upstream,
-            Self::AuditUnavailable | Self::NotReady | Self::Internal(_) => Fault::Gateway,
+            Self::AuditUnavailable | Self::Unchecked(_) | Self::NotReady | Self::Internal(_) => {
+                Fault::Gateway
+            }
             _ => Fault::Client,
         }
     }
@@ -279,6 +295,8 @@ impl Reject {
             Self::Header(error) => error.reason(),
             Self::CredentialInUrl => "credential_in_url",
             Self::Unauthenticated(reason) | Self::Internal(reason) => reason,
+            Self::Unchecked(Missing::Busy) => "too_many_unknown_keys",
+            Self::Unchecked(_) => "key_unchecked",
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::NotAcceptable => "not_acceptable",
             Self::TooLarge(_) => "too_large",
@@ -369,7 +387,7 @@ impl Reject {
             | Self::InitializeInBatch
             | Self::UnsupportedVersion(_) => StatusCode::BAD_REQUEST,
             Self::UnknownTool { .. } => StatusCode::OK,
-            Self::AuditUnavailable | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+            Self::AuditUnavailable | Self::Unchecked(_) | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
             Self::Upstream { fault: UpstreamFault::TimedOut, .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Upstream { .. } => StatusCode::BAD_GATEWAY,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -392,9 +410,11 @@ impl Reject {
             Self::NoAnswer | Self::NoWayToAsk | Self::PeerGone | Self::TooMany(_) | Self::Limited(_) => {
                 code::INTERNAL_ERROR
             }
-            Self::AuditUnavailable | Self::Upstream { .. } | Self::NotReady | Self::Internal(_) => {
-                code::INTERNAL_ERROR
-            }
+            Self::AuditUnavailable
+            | Self::Unchecked(_)
+            | Self::Upstream { .. }
+            | Self::NotReady
+            | Self::Internal(_) => code::INTERNAL_ERROR,
             _ => code::INVALID_REQUEST,
         }
     }
@@ -412,7 +432,11 @@ impl Reject {
             | Self::Forbidden(_) => Outcome::Denied,
             Self::Refused => Outcome::Error,
             Self::Upstream { .. } => Outcome::UpstreamFailed,
-            Self::AuditUnavailable | Self::NotReady | Self::TooMany(_) | Self::Limited(_) => Outcome::Shed,
+            Self::AuditUnavailable
+            | Self::Unchecked(_)
+            | Self::NotReady
+            | Self::TooMany(_)
+            | Self::Limited(_) => Outcome::Shed,
             Self::Cancelled => Outcome::Cancelled,
             Self::Internal(_) => Outcome::Internal,
             _ => Outcome::Invalid,
@@ -452,7 +476,7 @@ impl Reject {
                 headers
                     .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"waffles\""));
             }
-            Self::AuditUnavailable | Self::NotReady | Self::TooMany(_) => {
+            Self::AuditUnavailable | Self::Unchecked(_) | Self::NotReady | Self::TooMany(_) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::Limited(limited) => {

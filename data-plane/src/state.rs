@@ -16,6 +16,7 @@ use waffles_core::seal::{SealError, SealKey, SealRing};
 use waffles_core::snapshot::Snapshot;
 use waffles_core::wire;
 use waffles_proto::discovery::v1 as pb;
+use waffles_proto::discovery::v1::FindKeysResponse;
 use zeroize::Zeroizing;
 
 use crate::durable;
@@ -24,6 +25,9 @@ use crate::durable;
 const PURPOSE: &[u8] = b"waffles/proxy/snapshot/1";
 /// The two generations, written in turn.
 const SLOTS: [&str; 2] = ["snapshot.a", "snapshot.b"];
+/// Keys that were found one by one, and what they are sealed for.
+const KEYS: &str = "keys.sealed";
+const KEYS_PURPOSE: &[u8] = b"waffles/proxy/keys/1";
 /// A larger file is not one of ours.
 const MAX_FILE: u64 = 512 << 20;
 
@@ -32,13 +36,14 @@ const MAX_FILE: u64 = 512 << 20;
 pub struct Current {
     snapshot: ArcSwap<Snapshot>,
     changes: watch::Sender<u64>,
+    found: watch::Sender<()>,
 }
 
 impl Current {
     /// Starts from a snapshot: the one from the disk, or the empty one.
     pub fn new(snapshot: Snapshot) -> Self {
         let (changes, _) = watch::channel(snapshot.revision);
-        Self { snapshot: ArcSwap::from_pointee(snapshot), changes }
+        Self { snapshot: ArcSwap::from_pointee(snapshot), changes, found: watch::Sender::new(()) }
     }
 
     /// One load a request: every step of that request sees the same revision.
@@ -51,6 +56,16 @@ impl Current {
     /// without any change.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// A key was found that was not here: a hint to write those to disk.
+    pub(crate) fn found(&self) {
+        self.found.send_replace(());
+    }
+
+    /// Tells when keys were found.
+    pub(crate) fn findings(&self) -> watch::Receiver<()> {
+        self.found.subscribe()
     }
 
     /// Puts the next snapshot in force.
@@ -158,6 +173,7 @@ impl Disk {
                 tracing::warn!(resource = ?refusal.key, reason = refusal.reason, "refused a resource on disk");
             }
             snapshot.refused.extend(held.refused.iter().filter_map(wire::resource_key));
+            self.load_keys(&snapshot);
             if snapshot.is_usable() {
                 self.foreign.store(held.version != env!("CARGO_PKG_VERSION"), Ordering::Relaxed);
                 tracing::info!(
@@ -169,6 +185,50 @@ impl Disk {
             }
         }
         None
+    }
+
+    /// Keys that were found one by one are in a file of their own, so that one more of them does not mean to write
+    /// everything. It is true of a revision as the snapshot is: one that is older may hold keys that were revoked since.
+    fn load_keys(&self, snapshot: &Snapshot) {
+        let Some(found) = snapshot.found() else { return };
+        let path = self.dir.join(KEYS);
+        let sealed = match read_bounded(&path) {
+            Ok(sealed) => sealed,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Err(error) => {
+                tracing::error!(file = KEYS, %error, "cannot read the keys");
+                return;
+            }
+        };
+        let plain = self.seal.open(KEYS_PURPOSE, &sealed).ok().map(Zeroizing::new);
+        let Some(kept) = plain.and_then(|plain| FindKeysResponse::decode(plain.as_slice()).ok()) else {
+            tracing::error!(file = KEYS, "the keys on disk are damaged or another proxy's, not used");
+            return;
+        };
+        if kept.lineage != snapshot.lineage || kept.revision < snapshot.revision {
+            tracing::warn!(file = KEYS, "the keys on disk are older than the snapshot, not used");
+            return;
+        }
+        let keys = kept.keys.into_iter().filter_map(|key| wire::key_from_proto(key).ok());
+        let count =
+            keys.filter(|(hash, key)| found.insert(*hash, Arc::new(key.clone()), kept.revision)).count();
+        tracing::info!(count, "loaded the keys that were asked for");
+    }
+
+    /// Writes the keys that were found. Blocks on the disk.
+    pub fn save_keys(&self, snapshot: &Snapshot) -> Result<(), DiskError> {
+        let Some(found) = snapshot.found() else { return Ok(()) };
+        let _one_at_a_time = self.newest.lock();
+        let (revision, keys) = found.all();
+        let kept = FindKeysResponse {
+            lineage: snapshot.lineage.clone(),
+            revision,
+            keys: keys.iter().map(|(hash, key)| wire::found_key(key, hash)).collect(),
+        };
+        let plain = Zeroizing::new(kept.encode_to_vec());
+        let sealed = self.seal.seal(KEYS_PURPOSE, &plain)?;
+        let path = self.dir.join(KEYS);
+        durable::replace(&path, &sealed).map_err(|source| DiskError::Io { path, source })
     }
 
     /// Whether the loaded snapshot was written by another version of this program, which may not have

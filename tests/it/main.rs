@@ -34,6 +34,7 @@ mod resilience;
 mod rights;
 mod rmcp_client;
 mod rotation;
+mod scale;
 mod ssrf;
 mod stdio;
 mod streaming;

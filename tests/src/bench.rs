@@ -7,6 +7,7 @@ mod load;
 mod passthrough;
 mod report;
 mod rules;
+mod scale;
 mod upstream;
 mod what_if;
 
@@ -78,6 +79,8 @@ enum Part {
     WhatIf(what_if::WhatIf),
     /// Measures what a policy of many rules costs.
     Rules(rules::Rules),
+    /// Measures what many servers, proxies and keys cost.
+    Scale(scale::Scale),
 }
 
 /// What a serving child says when it is ready.
@@ -146,6 +149,7 @@ impl Bench {
             Some(Part::Federation(federation)) => runtime.block_on(federation.run()),
             Some(Part::WhatIf(what_if)) => runtime.block_on(what_if.run()),
             Some(Part::Rules(rules)) => runtime.block_on(rules.run(&self)),
+            Some(Part::Scale(scale)) => runtime.block_on(scale.run()),
             None => runtime.block_on(self.measure()),
         }
     }
@@ -347,8 +351,17 @@ fn cpu_micros(pid: u32) -> Option<u64> {
 }
 
 fn resident_bytes(pid: u32) -> Option<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+/// The most memory that a process ever had.
+fn peak_bytes(pid: u32) -> Option<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+fn status_bytes(pid: u32, field: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     let kibibytes: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
     Some(kibibytes * 1024)
 }

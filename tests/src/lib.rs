@@ -15,6 +15,7 @@ use std::future::Future;
 use std::time::Duration;
 
 pub mod bench;
+pub mod clock;
 pub mod dice;
 pub mod matrix;
 pub mod mcp_client;

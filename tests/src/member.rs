@@ -35,7 +35,11 @@ pub struct Member {
 
 /// Opens a connection to the gRPC port with a handshake of this configuration.
 pub async fn dial(control_plane: &ControlPlane, config: Arc<ClientConfig>) -> Result<Channel, Status> {
-    let port = control_plane.grpc.port();
+    dial_at(control_plane.grpc, config).await
+}
+
+async fn dial_at(grpc: std::net::SocketAddr, config: Arc<ClientConfig>) -> Result<Channel, Status> {
+    let port = grpc.port();
     let connector = tower::service_fn(move |_: Uri| {
         let config = Arc::clone(&config);
         async move { mutual::connect(config, "127.0.0.1", port, Duration::from_secs(5)).await.map(TokioIo::new) }
@@ -117,6 +121,12 @@ impl Member {
         dial(control_plane, mutual::client(trust, Some(self.own.clone())).expect("it is sound")).await
     }
 
+    /// The same, to a control plane that may be gone at the moment.
+    pub async fn channel_at(&self, grpc: std::net::SocketAddr) -> Result<Channel, Status> {
+        let trust = Trust::Authorities(&self.authorities);
+        dial_at(grpc, mutual::client(trust, Some(self.own.clone())).expect("it is sound")).await
+    }
+
     /// What a proxy says first.
     pub fn hello(&self) -> discovery::Hello {
         discovery::Hello {
@@ -165,6 +175,20 @@ impl Followed {
         }
     }
 
+    /// The lineage and revision of the next update, acknowledged; waits for it as long as the stream is open.
+    pub async fn skim(&mut self) -> Result<(String, u64), Status> {
+        loop {
+            let chunk = self.from.message().await?;
+            let chunk = chunk.ok_or_else(|| Status::new(Code::Ok, "the stream ended"))?;
+            if chunk.last {
+                let ack = discovery::Ack { nonce: chunk.nonce, revision: chunk.revision };
+                let message = discovery::StreamRequest { message: Some(Message::Ack(ack)) };
+                self.to.send(message).await.map_err(|_| Status::unavailable("the stream is over"))?;
+                return Ok((chunk.lineage, chunk.revision));
+            }
+        }
+    }
+
     /// How it ends, when it does so in time.
     pub async fn end(&mut self, limit: Duration) -> Status {
         let over = async {
@@ -182,6 +206,18 @@ impl Followed {
 
 /// Opens an upload stream, and waits for its first receipt.
 pub async fn upload(channel: Channel, id: Uuid) -> Result<u64, Status> {
+    open_upload(channel, id).await.map(|(_, stored_through)| stored_through)
+}
+
+/// Opens an upload stream that stays open for as long as the answer lives.
+pub async fn uploading(channel: Channel, id: Uuid) -> Result<mpsc::Sender<audit::UploadRequest>, Status> {
+    open_upload(channel, id).await.map(|(to, _)| to)
+}
+
+async fn open_upload(
+    channel: Channel,
+    id: Uuid,
+) -> Result<(mpsc::Sender<audit::UploadRequest>, u64), Status> {
     let (to, requests) = mpsc::channel(4);
     let hello = audit::UploadHello { proxy_id: id.to_string(), spool_id: Uuid::now_v7().to_string() };
     let hello = audit::UploadRequest { message: Some(audit::upload_request::Message::Hello(hello)) };
@@ -189,7 +225,7 @@ pub async fn upload(channel: Channel, id: Uuid) -> Result<u64, Status> {
     let mut from =
         AuditIngestServiceClient::new(channel).upload(ReceiverStream::new(requests)).await?.into_inner();
     let receipt = from.message().await?.ok_or_else(|| Status::unavailable("the stream ended"))?;
-    Ok(receipt.stored_through)
+    Ok((to, receipt.stored_through))
 }
 
 /// Names of the servers among some resources.

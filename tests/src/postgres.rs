@@ -102,6 +102,49 @@ impl Postgres {
         self.launch().await;
     }
 
+    /// Stops it as a hung machine would, or lets it go on.
+    pub fn freeze(&self, frozen: bool) {
+        let server = self.server.lock();
+        let Some(server) = server.as_ref() else { return };
+        let postmaster = server.child.id();
+        let what = if frozen { Signal::STOP } else { Signal::CONT };
+        for pid in children(postmaster).into_iter().chain([postmaster]) {
+            signal(pid, what);
+        }
+    }
+
+    /// From now on every statement is written to its log, for [`Self::statements`].
+    pub async fn count_statements(&self) {
+        self.execute("postgres", "ALTER SYSTEM SET log_statement = 'all'").await;
+        self.execute("postgres", "SELECT pg_reload_conf()").await;
+    }
+
+    /// Statements so far, without those that only begin, end and tell whose rows are wanted.
+    pub fn statements(&self) -> usize {
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let said = |line: &str| {
+            let text = line
+                .split_once("LOG:  statement: ")
+                .or_else(|| line.split_once("LOG:  execute ").and_then(|(_, rest)| rest.split_once(": ")));
+            let small =
+                ["BEGIN", "COMMIT", "ROLLBACK", "SET", "SELECT set_config", "RESET", "LISTEN", "UNLISTEN"];
+            text.is_some_and(|(_, text)| {
+                let text = text.trim_start();
+                !text.is_empty() && !small.iter().any(|small| text.starts_with(small))
+            })
+        };
+        log.lines().filter(|line| said(line)).count()
+    }
+
+    /// Runs a statement of a test's own, as the superuser.
+    pub async fn execute(&self, database: &str, statement: &str) {
+        let mut connection = PgConnection::connect(&self.url(database)).await.expect("Postgres answers");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned()))
+            .execute(&mut connection)
+            .await
+            .expect("the statement runs");
+    }
+
     async fn launch(&self) {
         let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
         let mut postgres = command("postgres", self.owner, self.dir.path());

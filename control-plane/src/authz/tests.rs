@@ -102,6 +102,7 @@ fn an_anonymous_actor_is_asked_for_a_credential_and_a_known_one_is_denied() {
     assert!(matches!(anonymous.check(Rule::Proxy), Err(Error::Unauthenticated)));
     assert!(matches!(actor("readonly", None).check(needs), Err(Error::Denied)));
     assert!(matches!(actor("admin", None).check(Rule::Proxy), Err(Error::Denied)));
+    assert_eq!(method_rule("/waffles.discovery.v1.KeyService/FindKeys"), Some(Rule::Proxy));
     assert!(OpCtx::system().require(Permission::ServersWrite).is_ok());
 }
 

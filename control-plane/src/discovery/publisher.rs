@@ -1,7 +1,8 @@
 //! The task that reads the revision log into memory, and the one that hears of other replicas' writes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrono::Utc;
@@ -23,7 +24,7 @@ use crate::store::{Db, READ_TIME, Tx, grants, limits, namespaces, principals, ru
 /// A read of the whole state may take longer than one of a row.
 const MOST: Duration = Duration::from_secs(30);
 /// More changes than this are cheaper to read as a whole.
-const MOST_CHANGES: usize = 500;
+const MOST_CHANGES: usize = 2000;
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why nothing was published.
@@ -41,6 +42,25 @@ pub(super) enum PublishError {
     /// The database has no lineage yet.
     #[error("the database is not set up")]
     Empty,
+    /// Nothing is seen of anybody, not even the tenant that is always there.
+    #[error(
+        "the database shows no tenant: row-level security hides everything from this connection, or the tables were \
+         emptied; nothing of that is taken for removed"
+    )]
+    Blind,
+    /// What the revision log says is there is not.
+    #[error(
+        "{missing} of {known} resources of the kind {kind} stand in the revision log and not in their table; what nobody \
+         removed is not taken for removed: restore the table"
+    )]
+    Vanished {
+        /// Which kind.
+        kind: &'static str,
+        /// How many are missing.
+        missing: usize,
+        /// How many the log knows.
+        known: usize,
+    },
     /// Revisions went back within one lineage.
     #[error(
         "the database is at revision {found} but was at {known}: it was restored from an older state; \
@@ -62,6 +82,8 @@ pub struct Publisher {
     settings: Arc<Settings>,
     discovery: Discovery,
     gate: Gate,
+    /// More API keys than this are not sent to proxies.
+    most_keys: u64,
     failing: bool,
 }
 
@@ -79,9 +101,16 @@ impl Publisher {
     pub const PERIOD: Duration = Duration::from_secs(5);
 
     /// The gate opens with the first state.
-    pub fn new(db: Db, secrets: Secrets, settings: Settings, discovery: Discovery, gate: Gate) -> Self {
+    pub fn new(
+        db: Db,
+        secrets: Secrets,
+        settings: Settings,
+        discovery: Discovery,
+        gate: Gate,
+        most_keys: u64,
+    ) -> Self {
         let db = db.everywhere();
-        Self { db, secrets, settings: Arc::new(settings), discovery, gate, failing: false }
+        Self { db, secrets, settings: Arc::new(settings), discovery, gate, most_keys, failing: false }
     }
 
     /// Its driver, which [`Discovery::poke`] wakes from now on.
@@ -107,6 +136,12 @@ impl Publisher {
             return Err(PublishError::Empty);
         }
         let (lineage, known) = (self.discovery.lineage(), self.discovery.revision());
+        if head.lineage != lineage || head.revision != known {
+            // A read that finds nothing must not become removals.
+            if !changes::sees_tenants(&mut tx).await? {
+                return Err(PublishError::Blind);
+            }
+        }
         if head.lineage != lineage || known < head.floor {
             return self.load(&mut tx, head).await.map(|count| (count, true));
         }
@@ -125,6 +160,9 @@ impl Publisher {
 
     /// Reads everything, from one moment.
     async fn load(&self, tx: &mut Tx, head: Head) -> Result<usize, PublishError> {
+        let now = Utc::now();
+        let on_demand =
+            head.keys_on_demand || principals::count_all_live_keys(tx, now).await? > self.most_keys;
         let log = changes::since(tx, 0).await?;
         let revisions: HashMap<&ResourceKey, u64> =
             log.iter().map(|change| (&change.key, change.revision)).collect();
@@ -134,7 +172,7 @@ impl Publisher {
             state.put(key, revision, resource);
         };
         keys::refresh(tx, &self.secrets).await.map_err(PublishError::Keys)?;
-        put(settings_key(), wire::settings_resource(&self.settings));
+        put(settings_key(), self.settings(on_demand));
         for key in principals::token_keys(tx).await? {
             put(ResourceKey::new(Kind::TokenKey, &key.kid), wire::token_key_resource(&key));
         }
@@ -150,12 +188,18 @@ impl Publisher {
                 wire::principal_resource(&principal),
             );
         }
-        for (key, hash) in principals::live_keys(tx, Utc::now()).await? {
+        let keys = if on_demand { Vec::new() } else { principals::live_keys(tx, now).await? };
+        for (key, hash) in keys {
             put(ResourceKey::new(Kind::ApiKey, &key.id), wire::key_resource(&key, &hash));
         }
+        let mut unreadable = HashSet::new();
         for row in servers::load(tx, None).await? {
-            if let Some((key, resource)) = self.server(row) {
-                put(key, resource);
+            let key = ResourceKey::new(Kind::Server, row.id().to_string());
+            match self.server(row) {
+                Some((key, resource)) => put(key, resource),
+                None => {
+                    unreadable.insert(key);
+                }
             }
         }
         for namespace in namespaces::load(tx, None).await? {
@@ -168,14 +212,27 @@ impl Publisher {
         for limit in limits::load(tx, None).await? {
             put(ResourceKey::new(Kind::Limit, limit.id.to_string()), wire::limit_resource(&limit));
         }
+        for kind in [Kind::Server, Kind::Namespace, Kind::Principal, Kind::Role, Kind::Rule, Kind::Limit] {
+            let known = || log.iter().filter(|change| change.key.kind == kind && !change.removed);
+            let missing = known().filter(|c| !state.holds(&c.key) && !unreadable.contains(&c.key)).count();
+            let known = known().count();
+            // That one row is gone may be a hand in the database; that most are is an accident.
+            if missing > 1 && missing * 2 > known || missing == 1 && known == 1 && kind == Kind::Principal {
+                return Err(PublishError::Vanished { kind: kind.as_str(), missing, known });
+            }
+        }
         for change in &log {
-            if state.resource(&change.key).is_none() && (change.removed || is_right(change.key.kind)) {
+            if !state.holds(&change.key) && (change.removed || is_right(change.key.kind)) {
                 state.remove(change.key.clone(), change.revision);
             }
         }
         state.advance(head.revision);
+        self.discovery.shared.keys_pending.store(on_demand && !head.keys_on_demand, Ordering::Relaxed);
         let count = log.len();
-        self.discovery.publish(|published| *published = state);
+        self.discovery.publish(|published| {
+            state.succeed(published);
+            *published = state;
+        });
         Ok(count)
     }
 
@@ -217,32 +274,43 @@ impl Publisher {
             let loaded = limits::load(tx, Some(&bounds)).await?;
             found.extend(loaded.into_iter().map(|limit| (key(limit.id), wire::limit_resource(&limit))));
         }
+        let keys = changed.iter().filter(|change| change.key.kind == Kind::ApiKey && !change.removed);
+        let keys: Vec<&str> = keys.map(|change| change.key.id.as_str()).collect();
+        if !head.keys_on_demand {
+            for (key, hash) in principals::keys_by_id(tx, &keys).await? {
+                found.insert(ResourceKey::new(Kind::ApiKey, &key.id), wire::key_resource(&key, &hash));
+            }
+        }
         for change in changed.iter().filter(|change| !change.removed) {
             let key = &change.key;
             let resource = match key.kind {
-                Kind::Server | Kind::Namespace | Kind::Principal | Kind::Role | Kind::Rule | Kind::Limit => {
-                    None
-                }
+                Kind::Server
+                | Kind::Namespace
+                | Kind::Principal
+                | Kind::Role
+                | Kind::Rule
+                | Kind::Limit
+                | Kind::ApiKey => None,
                 Kind::Session => key.id.parse().ok().map(wire::session_resource),
                 // Another replica may have rotated the keys a moment ago.
                 Kind::Settings => {
                     keys::refresh(tx, &self.secrets).await.map_err(PublishError::Keys)?;
-                    Some(wire::settings_resource(&self.settings))
+                    Some(self.settings(head.keys_on_demand))
                 }
                 Kind::TokenKey => {
                     principals::token_key(tx, &key.id).await?.as_ref().map(wire::token_key_resource)
                 }
-                Kind::ApiKey => principals::key_and_hash(tx, &key.id)
-                    .await?
-                    .map(|(k, hash)| wire::key_resource(&k, &hash)),
             };
             found.extend(resource.map(|resource| (key.clone(), resource)));
         }
         let count = changed.len();
         self.discovery.publish(|state| {
+            if head.keys_on_demand {
+                state.unship_keys();
+            }
             for Change { revision, key, removed } in changed {
                 match found.remove(&key) {
-                    Some(resource) => state.put(key, Some(revision), resource),
+                    Some(resource) => state.change(key, revision, resource),
                     None if removed || is_right(key.kind) => state.remove(key, revision),
                     // Not in the log as removed, so proxies keep the form that they have.
                     None => tracing::error!(
@@ -255,6 +323,34 @@ impl Publisher {
             state.advance(head.revision);
         });
         Ok(count)
+    }
+
+    fn settings(&self, keys_on_demand: bool) -> pb::Resource {
+        let mut resource = wire::settings_resource(&self.settings);
+        if let Some(pb::resource::Kind::Settings(settings)) = &mut resource.kind {
+            settings.keys_on_demand = keys_on_demand;
+        }
+        resource
+    }
+
+    /// Takes note that there are too many keys to send, for good. Whoever writes it, all replicas hear of it.
+    async fn count_keys(&self) -> Result<(), PublishError> {
+        let known = self.discovery.shared.state.read().count(Kind::ApiKey);
+        let known = u64::try_from(known).unwrap_or(u64::MAX);
+        let pending = &self.discovery.shared.keys_pending;
+        if known <= self.most_keys && !pending.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut tx = self.db.begin().await?;
+        changes::set_keys_on_demand(&mut tx).await?;
+        tx.commit().await?;
+        pending.store(false, Ordering::Relaxed);
+        tracing::warn!(
+            most = self.most_keys,
+            "there are too many API keys to send them to proxies; from now on proxies ask for those that they meet"
+        );
+        self.discovery.poke();
+        Ok(())
     }
 
     fn server(&self, row: servers::ServerRow) -> Option<(ResourceKey, pb::Resource)> {
@@ -284,7 +380,15 @@ impl Task for Publisher {
     type Report = Report;
 
     async fn activate(&mut self) -> Report {
-        let result = tokio::time::timeout(MOST, self.refresh()).await.unwrap_or(Err(PublishError::Slow));
+        let refresh = async {
+            let done = self.refresh().await?;
+            if let Err(error) = self.count_keys().await {
+                // What is published stands; the next run tries again.
+                tracing::debug!(error = %telemetry::chain(&error), "the number of API keys cannot be noted");
+            }
+            Ok(done)
+        };
+        let result = tokio::time::timeout(MOST, refresh).await.unwrap_or(Err(PublishError::Slow));
         let revision = self.discovery.revision();
         match result {
             Ok((changes, whole)) => {

@@ -1,15 +1,16 @@
-//! The published state: every resource with the revision of its latest change, and what a proxy of some other
-//! revision lacks.
+//! The published state: every resource, encoded once, with the revision of its latest change, and what a proxy of some
+//! other revision lacks.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 
+use bytes::Bytes;
 use prost::Message as _;
 use waffles_core::snapshot::{Kind, ResourceKey};
 use waffles_core::wire;
 use waffles_proto::discovery::v1 as pb;
 
 use super::Held;
+use super::rollout::{Reach, waits};
 
 /// A chunk is far below the 4 MiB that a message may have.
 const CHUNK_BYTES: usize = 512 * 1024;
@@ -22,10 +23,28 @@ pub(super) struct State {
     pub(super) revision: u64,
     /// The log reaches back to here: a proxy that is further behind gets everything.
     floor: u64,
-    resources: HashMap<ResourceKey, Arc<pb::Resource>>,
+    resources: HashMap<ResourceKey, Stored>,
     /// The latest change of each resource, of those that are gone too.
     latest: HashMap<ResourceKey, u64>,
     log: BTreeMap<u64, ResourceKey>,
+    /// Changes that one proxy of a group tries before the others, with what the others have meanwhile.
+    on_trial: HashMap<ResourceKey, Trial>,
+}
+
+/// A resource as it goes to proxies. All streams share the bytes.
+#[derive(Debug, Clone)]
+struct Stored {
+    bytes: Bytes,
+    /// The groups that it is for; none for all.
+    groups: Box<[String]>,
+}
+
+/// A change that is on trial.
+#[derive(Debug)]
+struct Trial {
+    revision: u64,
+    /// The form before it; none for a new resource.
+    before: Option<Stored>,
 }
 
 /// What a proxy is to be sent.
@@ -51,12 +70,46 @@ pub struct Update {
     pub lineage: String,
     /// The revision that the proxy holds afterwards.
     pub revision: u64,
+    /// Everything that does not wait for a trial is in it up to this revision.
+    pub urgent: u64,
+    /// Resources that are in it in the form before one that is on trial.
+    pub(super) earlier: Vec<ResourceKey>,
     /// Everything, not only differences.
     pub full: bool,
     /// New and changed resources.
-    pub resources: Vec<(ResourceKey, Arc<pb::Resource>)>,
+    pub resources: Vec<(ResourceKey, Bytes)>,
     /// Resources that are gone.
     pub removed: Vec<ResourceKey>,
+}
+
+/// A `StreamResponse` whose resources are encoded already: the same bytes on the wire, without making them anew for each
+/// of hundreds of streams.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Chunk {
+    /// As in `StreamResponse`, like all that follow.
+    #[prost(string, tag = "1")]
+    pub lineage: String,
+    /// The revision.
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
+    /// The nonce.
+    #[prost(string, tag = "3")]
+    pub nonce: String,
+    /// Whether the update is the whole state.
+    #[prost(bool, tag = "4")]
+    pub full: bool,
+    /// Encoded resources.
+    #[prost(bytes = "bytes", repeated, tag = "5")]
+    pub resources: Vec<Bytes>,
+    /// Resources that are gone.
+    #[prost(message, repeated, tag = "6")]
+    pub removed: Vec<pb::ResourceRef>,
+    /// Whether it is the last of its update.
+    #[prost(bool, tag = "7")]
+    pub last: bool,
+    /// The authorities.
+    #[prost(bytes = "vec", repeated, tag = "8")]
+    pub authorities: Vec<Vec<u8>>,
 }
 
 impl State {
@@ -70,13 +123,51 @@ impl State {
         if let Some(revision) = revision {
             self.enter(key.clone(), revision);
         }
-        self.resources.insert(key, Arc::new(resource));
+        self.resources.insert(key, Stored::new(&resource));
+    }
+
+    /// Takes in a change of a resource that one proxy of each group shall try first, if that may wait.
+    pub(super) fn change(&mut self, key: ResourceKey, revision: u64, resource: pb::Resource) {
+        let before = self.resources.get(&key).cloned();
+        self.try_first(&key, revision, before, &resource);
+        self.put(key, Some(revision), resource);
+    }
+
+    /// What a state that was read as a whole changed of the one before it is tried first as well.
+    pub(super) fn succeed(&mut self, before: &State) {
+        if before.lineage != self.lineage || before.revision == 0 {
+            return;
+        }
+        let changed: Vec<(u64, ResourceKey)> =
+            self.log.range(before.revision.saturating_add(1)..).map(|(at, key)| (*at, key.clone())).collect();
+        for (revision, key) in changed {
+            if let Some(resource) = self.resources.get(&key).and_then(Stored::read) {
+                self.try_first(&key, revision, before.resources.get(&key).cloned(), &resource);
+            }
+        }
+    }
+
+    fn try_first(&mut self, key: &ResourceKey, revision: u64, before: Option<Stored>, now: &pb::Resource) {
+        // While a change is on trial, the others still have the form before it.
+        let before = match self.on_trial.remove(key) {
+            Some(trial) => trial.before,
+            None => before,
+        };
+        if waits(before.as_ref().and_then(Stored::read).as_ref(), now) {
+            self.on_trial.insert(key.clone(), Trial { revision, before });
+        }
     }
 
     /// Takes in that a resource is gone.
     pub(super) fn remove(&mut self, key: ResourceKey, revision: u64) {
         self.resources.remove(&key);
+        self.on_trial.remove(&key);
         self.enter(key, revision);
+    }
+
+    /// Keys are not shipped any more: those that proxies have stay theirs, until they change.
+    pub(super) fn unship_keys(&mut self) {
+        self.resources.retain(|key, _| key.kind != Kind::ApiKey);
     }
 
     fn enter(&mut self, key: ResourceKey, revision: u64) {
@@ -91,16 +182,36 @@ impl State {
         self.revision = revision;
     }
 
-    pub(super) fn resource(&self, key: &ResourceKey) -> Option<&pb::Resource> {
-        self.resources.get(key).map(AsRef::as_ref)
+    /// Forgets trials that are over everywhere.
+    pub(super) fn end_trials(&mut self, is_over: impl Fn(&ResourceKey, u64) -> bool) {
+        self.on_trial.retain(|key, trial| !is_over(key, trial.revision));
+    }
+
+    /// The revision of a change that is on trial.
+    pub(super) fn trial(&self, key: &ResourceKey) -> Option<u64> {
+        self.on_trial.get(key).map(|trial| trial.revision)
+    }
+
+    /// Whether anything is on trial.
+    pub(super) fn has_trials(&self) -> bool {
+        !self.on_trial.is_empty()
+    }
+
+    pub(super) fn holds(&self, key: &ResourceKey) -> bool {
+        self.resources.contains_key(key)
+    }
+
+    pub(super) fn resource(&self, key: &ResourceKey) -> Option<pb::Resource> {
+        self.resources.get(key).and_then(Stored::read)
     }
 
     pub(super) fn count(&self, kind: Kind) -> usize {
         self.resources.keys().filter(|key| key.kind == kind).count()
     }
 
-    /// What does not concern the group is not sent to it, and what concerns it no longer is sent as gone.
-    pub(super) fn offer(&self, group: &str, held: &Held, again: &[ResourceKey]) -> Offer {
+    /// What does not concern the group is not sent to it, and what concerns it no longer is sent as gone. What is on
+    /// trial beyond the reach of the stream is left out, and sent in its form of before with a whole state.
+    pub(super) fn offer(&self, group: &str, held: &Held, again: &[ResourceKey], reach: &Reach) -> Offer {
         if self.revision == 0 {
             return Offer::NotReady;
         }
@@ -109,30 +220,76 @@ impl State {
         if known && held.revision > self.revision {
             return Offer::Ahead { ours: self.revision };
         }
+        let through = reach.through.min(self.revision);
+        let full = !known || held.revision < self.floor;
         let mut update = Update {
             lineage,
-            revision: self.revision,
-            full: !known || held.revision < self.floor,
+            // A proxy that was the first to try things may be ahead of what the others may have.
+            revision: if full { through } else { through.max(held.revision) },
+            urgent: self.revision,
+            earlier: Vec::new(),
+            full,
             resources: Vec::new(),
             removed: Vec::new(),
         };
         if update.full {
-            let theirs = self.resources.iter().filter(|(_, resource)| concerns(resource, group));
-            update.resources.extend(theirs.map(|(key, resource)| (key.clone(), Arc::clone(resource))));
+            let earlier =
+                |key: &ResourceKey| self.on_trial.get(key).filter(|trial| !reach.has(key, trial.revision));
+            let theirs = self.resources.iter().filter_map(|(key, stored)| match earlier(key) {
+                Some(trial) => Some((key, trial.before.as_ref()?)),
+                None => Some((key, stored)),
+            });
+            update.earlier.extend(self.on_trial.keys().filter(|key| earlier(key).is_some()).cloned());
+            let theirs = theirs.filter(|(_, stored)| stored.concerns(group));
+            update.resources.extend(theirs.map(|(key, stored)| (key.clone(), stored.bytes.clone())));
             return Offer::Update(update);
         }
-        let changed = self.log.range(held.revision.saturating_add(1)..).map(|(_, key)| key);
-        let unchanged = again.iter().filter(|key| self.latest.get(key).is_none_or(|at| *at <= held.revision));
+        let changed = self.log.range(held.revision.saturating_add(1)..).filter(|(at, key)| {
+            match self.on_trial.contains_key(key) {
+                true => reach.has(key, **at),
+                // What does not wait was sent already when it happened.
+                false => **at <= through || **at > reach.urgent,
+            }
+        });
+        let changed = changed.map(|(_, key)| key);
+        let released = reach.released.iter().filter(|key| self.resources.contains_key(key));
+        let unchanged = again
+            .iter()
+            .chain(released)
+            .filter(|key| self.latest.get(key).is_none_or(|at| *at <= held.revision));
+        let unchanged =
+            unchanged.filter(|key| self.on_trial.get(key).is_none_or(|trial| reach.has(key, trial.revision)));
         for key in changed.chain(unchanged) {
-            match self.resources.get(key).filter(|resource| concerns(resource, group)) {
-                Some(resource) => update.resources.push((key.clone(), Arc::clone(resource))),
+            match self.resources.get(key).filter(|stored| stored.concerns(group)) {
+                Some(stored) => update.resources.push((key.clone(), stored.bytes.clone())),
                 None => update.removed.push(key.clone()),
             }
         }
-        if update.resources.is_empty() && update.removed.is_empty() && held.revision == self.revision {
+        if update.resources.is_empty() && update.removed.is_empty() && held.revision == update.revision {
             return Offer::Nothing;
         }
         Offer::Update(update)
+    }
+}
+
+impl Stored {
+    fn new(resource: &pb::Resource) -> Self {
+        let groups = match &resource.kind {
+            Some(pb::resource::Kind::Server(server)) => {
+                server.spec.as_ref().map(|spec| spec.groups.clone()).unwrap_or_default()
+            }
+            _ => Vec::new(),
+        };
+        Self { bytes: resource.encode_to_vec().into(), groups: groups.into() }
+    }
+
+    fn read(&self) -> Option<pb::Resource> {
+        pb::Resource::decode(self.bytes.clone()).ok()
+    }
+
+    /// Whether proxies of a group need it. Servers may be for some groups only; all else is for all.
+    fn concerns(&self, group: &str) -> bool {
+        self.groups.is_empty() || self.groups.iter().any(|name| name == group)
     }
 }
 
@@ -141,16 +298,9 @@ pub(super) fn lineage_for(lineage: &str, group: &str) -> String {
     format!("{lineage}/{group}")
 }
 
-/// Whether proxies of a group need a resource. Servers may be for some groups only; all else is for all.
-fn concerns(resource: &pb::Resource, group: &str) -> bool {
-    let Some(pb::resource::Kind::Server(server)) = &resource.kind else { return true };
-    let groups = server.spec.as_ref().map(|spec| spec.groups.as_slice()).unwrap_or_default();
-    groups.is_empty() || groups.iter().any(|name| name == group)
-}
-
 impl Update {
     /// Cuts the update into messages; the last says that it is.
-    pub fn chunks(&self, nonce: &str) -> impl Iterator<Item = pb::StreamResponse> {
+    pub fn chunks(&self, nonce: &str) -> impl Iterator<Item = Chunk> {
         let mut resources = self.resources.iter().peekable();
         let mut removed = self.removed.iter().peekable();
         let mut done = false;
@@ -158,22 +308,21 @@ impl Update {
             if done {
                 return None;
             }
-            let mut chunk = pb::StreamResponse {
+            let mut chunk = Chunk {
                 lineage: self.lineage.clone(),
                 revision: self.revision,
                 nonce: nonce.to_owned(),
                 full: self.full,
-                ..pb::StreamResponse::default()
+                ..Chunk::default()
             };
             let mut bytes = 0;
             while let Some((_, resource)) = resources.peek() {
-                let size = resource.encoded_len();
-                let full = chunk.resources.len() >= CHUNK_RESOURCES || bytes + size > CHUNK_BYTES;
+                let full = chunk.resources.len() >= CHUNK_RESOURCES || bytes + resource.len() > CHUNK_BYTES;
                 if full && !chunk.resources.is_empty() {
                     return Some(chunk);
                 }
-                bytes += size;
-                chunk.resources.push(pb::Resource::clone(resource));
+                bytes += resource.len();
+                chunk.resources.push(resource.clone());
                 resources.next();
             }
             while let Some(key) = removed.peek() {
@@ -216,7 +365,7 @@ mod tests {
     fn check(lineage: &str, revision: u64, again: &[&str]) -> Option<(bool, Vec<String>, Vec<String>)> {
         let again: Vec<_> = again.iter().map(|id| key(id)).collect();
         let lineage = if lineage == "here" { "here/g" } else { lineage };
-        match state().offer("g", &Held { lineage: lineage.into(), revision }, &again) {
+        match state().offer("g", &Held { lineage: lineage.into(), revision }, &again, &Reach::all()) {
             Offer::Update(update) => {
                 let mut resources: Vec<_> = update.resources.into_iter().map(|(key, _)| key.id).collect();
                 resources.sort();
@@ -249,8 +398,8 @@ mod tests {
     #[test]
     fn a_restored_database_takes_nothing_back() {
         let held = Held { lineage: "here/g".into(), revision: 9 };
-        assert!(matches!(state().offer("g", &held, &[]), Offer::Ahead { ours: 5 }));
-        assert!(matches!(State::default().offer("g", &held, &[]), Offer::NotReady));
+        assert!(matches!(state().offer("g", &held, &[], &Reach::all()), Offer::Ahead { ours: 5 }));
+        assert!(matches!(State::default().offer("g", &held, &[], &Reach::all()), Offer::NotReady));
     }
 
     #[test]
@@ -258,7 +407,8 @@ mod tests {
         let mut state = state();
         state.remove(key("a"), 6);
         state.advance(6);
-        let Offer::Update(update) = state.offer("g", &Held { lineage: "here/g".into(), revision: 2 }, &[])
+        let Offer::Update(update) =
+            state.offer("g", &Held { lineage: "here/g".into(), revision: 2 }, &[], &Reach::all())
         else {
             panic!()
         };
@@ -279,7 +429,7 @@ mod tests {
         let mut state = state();
         let offered = |state: &State, group: &str, revision: u64| {
             let held = Held { lineage: lineage_for("here", group), revision };
-            match state.offer(group, &held, &[]) {
+            match state.offer(group, &held, &[], &Reach::all()) {
                 Offer::Update(update) => {
                     let has = update.resources.iter().any(|(sent, _)| *sent == key);
                     (update.full, has, update.removed.contains(&key))
@@ -302,18 +452,25 @@ mod tests {
         assert_eq!(offered(&state, "asia", 7), (false, true, false));
         // What another group holds is no base for differences.
         let held = Held { lineage: lineage_for("here", "eu"), revision: 8 };
-        assert!(matches!(state.offer("us", &held, &[]), Offer::Update(update) if update.full));
+        assert!(matches!(state.offer("us", &held, &[], &Reach::all()), Offer::Update(update) if update.full));
     }
 
     #[test]
     fn an_update_is_cut_by_size_and_count_and_loses_nothing() {
         for (count, bytes, chunks) in [(0, 0, 1), (1, 2 * CHUNK_BYTES, 1), (3, CHUNK_BYTES, 3), (1001, 8, 3)]
         {
-            let mut update =
-                Update { lineage: "l".into(), revision: 1, full: true, resources: vec![], removed: vec![] };
+            let mut update = Update {
+                lineage: "l".into(),
+                revision: 1,
+                urgent: 1,
+                earlier: vec![],
+                full: true,
+                resources: vec![],
+                removed: vec![],
+            };
             for i in 0..count {
                 let id = i.to_string();
-                update.resources.push((key(&id), Arc::new(resource(&id, bytes))));
+                update.resources.push((key(&id), resource(&id, bytes).encode_to_vec().into()));
             }
             update.removed = vec![key("x"); 3];
             let sent: Vec<_> = update.chunks("n").collect();
@@ -322,5 +479,54 @@ mod tests {
             assert_eq!(sent.iter().map(|c| c.removed.len()).sum::<usize>(), 3);
             assert!(sent.iter().rev().skip(1).all(|c| !c.last) && sent.last().unwrap().last);
         }
+    }
+
+    #[test]
+    fn a_chunk_reads_as_the_message_of_the_contract() {
+        let mut update = Update {
+            lineage: "l".into(),
+            revision: 7,
+            urgent: 7,
+            earlier: vec![],
+            full: true,
+            resources: vec![(key("a"), resource("a", 32).encode_to_vec().into())],
+            removed: vec![key("x")],
+        };
+        update.full = false;
+        let mut chunk = update.chunks("n").next().unwrap();
+        chunk.authorities = vec![vec![1, 2]];
+        let read = pb::StreamResponse::decode(chunk.encode_to_vec().as_slice()).unwrap();
+        let wanted = pb::StreamResponse {
+            lineage: "l".into(),
+            revision: 7,
+            nonce: "n".into(),
+            full: false,
+            resources: vec![resource("a", 32)],
+            removed: vec![wire::reference(&key("x"))],
+            last: true,
+            authorities: vec![vec![1, 2]],
+        };
+        assert_eq!(read, wanted);
+    }
+
+    #[test]
+    fn what_is_on_trial_is_kept_from_the_others_and_a_removal_is_not() {
+        let key = ResourceKey::new(Kind::Server, "s");
+        let mut state = state();
+        state.change(key.clone(), 6, server(&[]));
+        state.remove(self::key("a"), 7);
+        state.advance(7);
+        let held = Held { lineage: "here/g".into(), revision: 5 };
+        let others = Reach { through: 5, ..Reach::all() };
+        let Offer::Update(update) = state.offer("g", &held, &[], &others) else { panic!() };
+        assert_eq!((update.revision, update.urgent), (5, 7));
+        assert!(update.resources.is_empty(), "{update:?}");
+        assert_eq!(update.removed, [self::key("a")]);
+        let told = Reach { urgent: 7, through: 5, ..Reach::all() };
+        assert!(matches!(state.offer("g", &held, &[], &told), Offer::Nothing));
+        let Offer::Update(update) = state.offer("g", &Held::default(), &[], &others) else { panic!() };
+        assert!(update.resources.iter().all(|(sent, _)| *sent != key), "a whole state leaves it out too");
+        let Offer::Update(update) = state.offer("g", &held, &[], &Reach::all()) else { panic!() };
+        assert_eq!((update.revision, update.resources.len(), update.removed.len()), (7, 1, 1));
     }
 }

@@ -12,7 +12,6 @@ use waffles_core::wire;
 use waffles_proto::audit::v1 as audit_pb;
 use waffles_proto::audit::v1::audit_ingest_service_server::AuditIngestService;
 use waffles_proto::discovery::v1 as pb;
-use waffles_proto::discovery::v1::discovery_service_server::DiscoveryService;
 use waffles_proto::discovery::v1::stream_request::Message;
 use waffles_runtime::drain::Drain;
 use waffles_runtime::{task, telemetry};
@@ -20,7 +19,7 @@ use waffles_runtime::{task, telemetry};
 use super::{Parts, peer};
 use crate::audit::Audit;
 use crate::authz::ProxyPeer;
-use crate::discovery::{Discovery, Held, Offer, Update};
+use crate::discovery::{Chunk, Discovery, Held, Offer, Place, Update};
 use crate::enrolment::{Enrolment, Unwelcome};
 use crate::error::Error;
 use crate::limits::Limits;
@@ -29,9 +28,12 @@ use crate::proxies::{Connected, Proxies};
 /// A stream begins with its hello, and an update is answered, within this time.
 const HELLO_TIME: Duration = Duration::from_secs(10);
 const ANSWER_TIME: Duration = Duration::from_secs(30);
+/// A proxy that reads a whole state, however large, more slowly than this is cut off: it holds up those in line behind it.
+const DELIVERY_TIME: Duration = Duration::from_secs(60);
 /// Another replica may be a moment behind the one that a proxy comes from; only then is it ahead.
 const AHEAD_TIME: Duration = Duration::from_secs(6);
-/// Messages that wait for the connection; a proxy that is slower is waited for.
+/// Messages that wait for the connection, one megabyte at the most; a proxy that is slower is waited for, and cut off after
+/// a time. What changes meanwhile does not gather: it is in the next update.
 const WAITING: usize = 2;
 const MOST_REFUSED: usize = 1000;
 /// The pause before a batch is tried again while the database is away.
@@ -53,14 +55,12 @@ impl Configuration {
     }
 }
 
-#[tonic::async_trait]
-impl DiscoveryService for Configuration {
-    type StreamStream = ReceiverStream<Result<pb::StreamResponse, Status>>;
-
-    async fn stream(
+impl Configuration {
+    /// The proxy says what it holds; it is sent what differs, now and whenever something changes.
+    pub(super) fn stream(
         &self,
         request: Request<Streaming<pb::StreamRequest>>,
-    ) -> Result<Response<Self::StreamStream>, Status> {
+    ) -> Result<Response<ReceiverStream<Result<Chunk, Status>>>, Status> {
         let peer = peer(&request)?;
         let (sender, receiver) = mpsc::channel(WAITING);
         let (discovery, proxies, drain) = (self.discovery.clone(), self.proxies.clone(), self.drain.clone());
@@ -71,8 +71,9 @@ impl DiscoveryService for Configuration {
                 let hello = hello(&mut inbound, &peer).await?;
                 let connected = proxies.connect(&peer, &hello);
                 let (peer, enrolment) = (peer.clone(), enrolment.clone());
+                let place = discovery.join(peer.group());
                 let stream =
-                    Stream { peer, inbound, sender: sender.clone(), discovery, enrolment, connected };
+                    Stream { peer, inbound, sender: sender.clone(), discovery, place, enrolment, connected };
                 stream.run(hello).await
             };
             tokio::select! {
@@ -84,6 +85,7 @@ impl DiscoveryService for Configuration {
                     say(&sender, farewell(why)).await;
                 }
                 ended = serve => if let Err(status) = ended {
+                    tracing::info!(proxy.id = %peer.id(), reason = status.message(), "a configuration stream is ended");
                     say(&sender, status).await;
                 },
             }
@@ -119,8 +121,9 @@ fn is_own_id(claimed: &str, peer: &ProxyPeer) -> Result<(), Status> {
 struct Stream {
     peer: ProxyPeer,
     inbound: Streaming<pb::StreamRequest>,
-    sender: mpsc::Sender<Result<pb::StreamResponse, Status>>,
+    sender: mpsc::Sender<Result<Chunk, Status>>,
     discovery: Discovery,
+    place: Place,
     enrolment: Enrolment,
     connected: Connected,
 }
@@ -141,10 +144,19 @@ impl Stream {
         );
         loop {
             published.borrow_and_update();
-            match self.discovery.offer(self.peer.group(), &held, &again) {
+            let (mut offer, look_again) = self.place.offer(&held, &again);
+            let discovery = self.discovery.clone();
+            // A whole state is read again when it is this proxy's turn.
+            let mut turn = None;
+            if matches!(&offer, Offer::Update(update) if update.full) {
+                turn = discovery.turn().await;
+                offer = self.place.offer(&held, &again).0;
+            }
+            match offer {
                 Offer::Update(update) => {
                     count += 1;
                     self.deliver(&update, &format!("{}-{count}", update.revision)).await?;
+                    drop(turn);
                     held = Held { lineage: update.lineage, revision: update.revision };
                     again.clear();
                     (ahead_since, told) = (None, false);
@@ -165,6 +177,8 @@ impl Stream {
                     return Err(Status::unavailable("the control plane is ending"));
                 },
                 () = tokio::time::sleep(AHEAD_TIME), if ahead_since.is_some() && !told => {}
+                // The proxy that tries changes first takes too long.
+                () = at(look_again) => {}
                 message = self.inbound.message() => match message? {
                     None => return Ok(()),
                     Some(pb::StreamRequest { message: Some(Message::Hello(_)) }) => {
@@ -177,11 +191,13 @@ impl Stream {
     }
 
     async fn deliver(&mut self, update: &Update, nonce: &str) -> Result<(), Status> {
+        let end = tokio::time::Instant::now() + DELIVERY_TIME;
         for mut chunk in update.chunks(nonce) {
             if chunk.last {
                 chunk.authorities = self.enrolment.believed();
             }
-            match tokio::time::timeout(ANSWER_TIME, self.sender.send(Ok(chunk))).await {
+            let soon = end.min(tokio::time::Instant::now() + ANSWER_TIME);
+            match tokio::time::timeout_at(soon, self.sender.send(Ok(chunk))).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Status::cancelled("the proxy hung up")),
                 Err(_) => return Err(Status::deadline_exceeded("the update was not read in time")),
@@ -204,7 +220,15 @@ impl Stream {
             .await
             .map_err(|_| Status::deadline_exceeded("the update was not answered in time"))??;
         self.connected.answered(update, &rejections);
+        self.place.answered(update, &rejections);
         Ok(())
+    }
+}
+
+async fn at(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

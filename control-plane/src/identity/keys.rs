@@ -5,22 +5,23 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 use waffles_core::FieldError;
 use waffles_core::audit::{clean, micros};
-use waffles_core::credential::{ApiKey, ApiKeyParts, KeyLimits, generate_key};
+use waffles_core::credential::{ApiKey, ApiKeyParts, KeyHash, KeyLimits, generate_key};
 use waffles_core::policy::Permission;
 use waffles_core::principal::{Principal, PrincipalKind};
 use waffles_core::snapshot::{Kind, ResourceKey};
 
 use crate::audit;
-use crate::authz::OpCtx;
+use crate::authz::{OpCtx, ProxyPeer};
 use crate::error::Error;
 use crate::identity::Identity;
 use crate::page::{Page, Paged};
 use crate::quota::{self, Limited};
+use crate::store::changes::Head;
 use crate::store::principals::{self as store, KeyPage, OwnedKey};
-use crate::store::{Tx, changes};
+use crate::store::{Tx, changes, read};
 
 const NAME_MOST: usize = 100;
-/// Keys of one owner that may be used at a time. Every one of them is in the memory of every proxy.
+/// Keys of one owner that may be used at a time. Every one of them may be in the memory of every proxy.
 const LIVE_MOST: i64 = 200;
 const PAGE_MOST: u32 = 500;
 const LIST: &str = "api-keys";
@@ -136,6 +137,23 @@ impl Identity {
         let found = store::key(&self.db.of(ctx.tenant()), ctx.tenant(), id).await?;
         let seen = found.filter(|owned| owner.is_none_or(|owner| owner == owned.key.owner));
         seen.ok_or_else(|| Error::NotFound(format!("API key {}", clean(id, 64))))
+    }
+
+    /// The keys with these hashes that may be used, for a proxy that met them, and the state of the database that says so.
+    pub async fn find_keys(
+        &self,
+        _peer: &ProxyPeer,
+        hashes: &[KeyHash],
+    ) -> Result<(Head, Vec<(ApiKey, KeyHash)>), Error> {
+        let db = self.db.everywhere();
+        Ok(read(|| async {
+            let mut tx = db.begin_read().await?;
+            // From one moment: what is revoked after this revision is in a later one.
+            let head = changes::head(&mut tx).await?;
+            let keys = store::live_keys_by_hash(&mut tx, hashes, Utc::now()).await?;
+            Ok((head, keys))
+        })
+        .await?)
     }
 
     /// Revokes a key. It stays listed; revoking it again changes nothing.

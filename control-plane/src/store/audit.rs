@@ -125,6 +125,22 @@ pub async fn stored_through(db: &Db, proxy: Uuid, spool: Uuid) -> sqlx::Result<u
     Ok(through.map_or(0, unsigned))
 }
 
+/// How far the spools of some proxies are stored.
+pub async fn marks(db: &Db, proxies: &[Uuid]) -> sqlx::Result<Vec<((Uuid, Uuid), u64)>> {
+    if proxies.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<(Uuid, Uuid, i64)> = read(|| async {
+        on_db!(db, |pool| {
+            let mut query = QueryBuilder::new("SELECT proxy_id, spool_id, stored_through FROM audit_spools");
+            push_in(&mut query, " WHERE proxy_id", proxies.iter().copied());
+            query.build_query_as().persistent(false).fetch_all(pool).await
+        })
+    })
+    .await?;
+    Ok(rows.into_iter().map(|(proxy, spool, through)| ((proxy, spool), unsigned(through))).collect())
+}
+
 /// Every tenant.
 pub async fn tenants(db: &Db) -> sqlx::Result<Vec<String>> {
     const SQL: &str = "SELECT id FROM tenants";

@@ -81,14 +81,22 @@ pub struct Head {
     pub revision: u64,
     /// Log entries up to this revision were cut off.
     pub floor: u64,
+    /// API keys are not sent to proxies, which ask for those that they meet.
+    pub keys_on_demand: bool,
 }
 
 /// Reads which database this is and how far it has come.
 pub async fn head(tx: &mut Tx) -> sqlx::Result<Head> {
-    const SQL: &str = "SELECT lineage, revision, log_floor FROM meta";
-    let (lineage, revision, floor): (String, i64, i64) =
+    const SQL: &str = "SELECT lineage, revision, log_floor, keys_on_demand FROM meta";
+    let (lineage, revision, floor, keys_on_demand): (String, i64, i64, bool) =
         on_tx!(tx, |conn| sqlx::query_as(SQL).fetch_one(conn).await)?;
-    Ok(Head { lineage, revision: unsigned(revision), floor: unsigned(floor) })
+    Ok(Head { lineage, revision: unsigned(revision), floor: unsigned(floor), keys_on_demand })
+}
+
+/// Whether any tenant is seen. One is always there, so that this is false only of a connection that sees nothing.
+pub async fn sees_tenants(tx: &mut Tx) -> sqlx::Result<bool> {
+    const SQL: &str = "SELECT EXISTS (SELECT 1 FROM tenants)";
+    on_tx!(tx, |conn| sqlx::query_scalar(SQL).fetch_one(conn).await)
 }
 
 /// The latest revision.
@@ -158,10 +166,23 @@ pub async fn claim(tx: &mut Tx, fingerprint: &str) -> sqlx::Result<Claim> {
 /// Starts a new lineage: for a database that was restored from an older state, whose revisions proxies would
 /// otherwise take for ones that they hold already.
 pub async fn new_lineage(tx: &mut Tx) -> sqlx::Result<String> {
-    const SQL: &str = "UPDATE meta SET lineage = $1";
+    // Proxies take everything anew, so that it can be decided anew whether that is with the API keys.
+    const SQL: &str = "UPDATE meta SET lineage = $1, keys_on_demand = FALSE";
     let lineage = Uuid::now_v7().to_string();
     on_tx!(tx, |conn| sqlx::query(SQL).bind(&lineage).execute(conn).await.map(drop))?;
     Ok(lineage)
+}
+
+/// Notes that API keys are too many to be sent to proxies, of which these hear as a change of the settings. Nothing but a
+/// new lineage takes it back: proxies that ask for keys lack most of them.
+pub async fn set_keys_on_demand(tx: &mut Tx) -> sqlx::Result<()> {
+    const SQL: &str = "UPDATE meta SET keys_on_demand = TRUE WHERE NOT keys_on_demand";
+    let changed =
+        on_tx!(tx, |conn| sqlx::query(SQL).execute(conn).await.map(|done| done.rows_affected() == 1))?;
+    if changed {
+        append(tx, &ResourceKey::new(Kind::Settings, "settings"), false).await?;
+    }
+    Ok(())
 }
 
 /// Notes where servers may never be. A change of it is one of the settings, which proxies hear of.

@@ -4,10 +4,10 @@ use chrono::{DateTime, Utc};
 use sqlx::QueryBuilder;
 use uuid::Uuid;
 
-use super::{Db, on_db, on_tx, read};
+use super::{Db, on_db, on_tx, push_in, read};
 
 /// Rows a statement.
-const ROWS: usize = 200;
+const ROWS: usize = 500;
 
 /// What one proxy found at one endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,18 +41,26 @@ pub struct SeenRow {
     pub found_at: DateTime<Utc>,
 }
 
-/// Stores what a proxy found, in place of what it found before.
-pub async fn put(db: &Db, proxy: Uuid, found: &[EraRow]) -> sqlx::Result<()> {
-    const CLEAR: &str = "DELETE FROM server_eras WHERE proxy_id = $1";
+/// Stores what proxies found, in place of what each found before, with as few statements as may be: all of them say it
+/// at once after a control plane was away.
+pub async fn put(db: &Db, proxies: &[(Uuid, Vec<EraRow>)]) -> sqlx::Result<()> {
     let mut tx = db.begin().await?;
-    on_tx!(&mut tx, |conn| sqlx::query(CLEAR).bind(proxy).execute(conn).await.map(drop))?;
+    for proxies in proxies.chunks(ROWS) {
+        on_tx!(&mut tx, |conn| {
+            let mut query = QueryBuilder::new("DELETE FROM server_eras");
+            push_in(&mut query, " WHERE proxy_id", proxies.iter().map(|(id, _)| *id));
+            query.build().persistent(false).execute(conn).await.map(drop)
+        })?;
+    }
+    let found: Vec<(Uuid, &EraRow)> =
+        proxies.iter().flat_map(|(id, found)| found.iter().map(|row| (*id, row))).collect();
     for rows in found.chunks(ROWS) {
         on_tx!(&mut tx, |conn| {
             let mut query = QueryBuilder::new(
                 "INSERT INTO server_eras (proxy_id, server_id, endpoint, era, revision, found_at) ",
             );
-            query.push_values(rows, |mut row, found| {
-                row.push_bind(proxy)
+            query.push_values(rows, |mut row, (proxy, found)| {
+                row.push_bind(*proxy)
                     .push_bind(found.server)
                     .push_bind(found.endpoint)
                     .push_bind(found.era)

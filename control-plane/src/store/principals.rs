@@ -329,6 +329,53 @@ pub async fn live_keys(tx: &mut Tx, now: DateTime<Utc>) -> sqlx::Result<Vec<(Api
     Ok(rows.into_iter().filter_map(sound).collect())
 }
 
+/// How many keys may still be used, of every tenant.
+pub async fn count_all_live_keys(tx: &mut Tx, now: DateTime<Utc>) -> sqlx::Result<u64> {
+    const SQL: &str = "SELECT count(*) FROM api_keys
+        WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)
+            AND (not_after IS NULL OR not_after > $1)";
+    let count: i64 = on_tx!(tx, |conn| sqlx::query_scalar(SQL).bind(micros(now)).fetch_one(conn).await)?;
+    Ok(changes::unsigned(count))
+}
+
+/// The keys with some hashes that may still be used, of every tenant.
+pub async fn live_keys_by_hash(
+    tx: &mut Tx,
+    hashes: &[KeyHash],
+    now: DateTime<Utc>,
+) -> sqlx::Result<Vec<(ApiKey, KeyHash)>> {
+    if hashes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<KeyRow> = on_tx!(tx, |conn| {
+        let mut query = QueryBuilder::new(
+            "SELECT id, tenant, owner, name, hash, limits, created_at, expires_at, not_after, revoked_at
+            FROM api_keys WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ",
+        );
+        query.push_bind(micros(now)).push(") AND (not_after IS NULL OR not_after > ").push_bind(micros(now));
+        query.push(")");
+        push_in(&mut query, " AND hash", hashes.iter().map(|hash| hash.as_slice()));
+        query.build_query_as().persistent(hashes.len() == 1).fetch_all(conn).await
+    })?;
+    Ok(rows.into_iter().filter_map(sound).collect())
+}
+
+/// Some keys with their hashes, whatever their state, without those that cannot be read.
+pub async fn keys_by_id(tx: &mut Tx, ids: &[&str]) -> sqlx::Result<Vec<(ApiKey, KeyHash)>> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<KeyRow> = on_tx!(tx, |conn| {
+        let mut query = QueryBuilder::new(
+            "SELECT id, tenant, owner, name, hash, limits, created_at, expires_at, not_after, revoked_at
+            FROM api_keys",
+        );
+        push_in(&mut query, " WHERE id", ids.iter().copied());
+        query.build_query_as().persistent(false).fetch_all(conn).await
+    })?;
+    Ok(rows.into_iter().filter_map(sound).collect())
+}
+
 /// Takes keys that ended by themselves from the proxies, which refuse them already, so that they do not gather there.
 /// They count as revoked at their end.
 pub async fn end_expired_keys(db: &Db, now: DateTime<Utc>) -> sqlx::Result<usize> {
@@ -344,15 +391,6 @@ pub async fn end_expired_keys(db: &Db, now: DateTime<Utc>) -> sqlx::Result<usize
     }
     tx.commit().await?;
     Ok(ended.len())
-}
-
-/// One key with its hash, whatever its state; none also when it cannot be read.
-pub async fn key_and_hash(tx: &mut Tx, id: &str) -> sqlx::Result<Option<(ApiKey, KeyHash)>> {
-    const SQL: &str =
-        "SELECT id, tenant, owner, name, hash, limits, created_at, expires_at, not_after, revoked_at
-        FROM api_keys WHERE id = $1";
-    let row: Option<KeyRow> = on_tx!(tx, |conn| sqlx::query_as(SQL).bind(id).fetch_optional(conn).await)?;
-    Ok(row.and_then(sound))
 }
 
 fn sound(row: KeyRow) -> Option<(ApiKey, KeyHash)> {

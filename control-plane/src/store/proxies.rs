@@ -10,7 +10,7 @@ use super::changes::unsigned;
 use super::{Db, on_db, read};
 
 /// Rows a statement.
-const ROWS: usize = 200;
+const ROWS: usize = 500;
 
 /// A proxy as it is stored.
 #[derive(Debug, Clone, sqlx::FromRow)]

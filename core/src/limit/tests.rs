@@ -24,7 +24,7 @@ fn compiled(spec: LimitSpec) -> Arc<CompiledLimit> {
     Arc::new(CompiledLimit::compile(limit).unwrap())
 }
 
-/// A generator of its own (SplitMix64), so that a failure can be repeated.
+/// A generator of its own (`SplitMix64`), so that a failure can be repeated.
 struct Dice(u64);
 
 impl Dice {

@@ -123,6 +123,7 @@ impl Proxy {
             link: Link::plain(addr, dir.path()),
             proxy_id: Uuid::from_u128(1),
             name: "proxy-1".into(),
+            line: Arc::default(),
             version: "0.1".into(),
         };
         let status = spawn(config, Arc::clone(&current), disk, gates.gate("snapshot"), drain);

@@ -127,7 +127,7 @@ async fn prepare(
     if visit.parts.method != wanted {
         return Err(Reject::MethodNotAllowed);
     }
-    visit.identify()?;
+    visit.identify().await?;
     let params = match call {
         Call::ResourcesList => queried(&visit.parts.uri, "cursor")?,
         Call::ResourcesRead => queried(&visit.parts.uri, "uri")?,

@@ -107,7 +107,7 @@ async fn begin(
     visit: &mut Visit<'_>,
     sessions: &Sessions,
 ) -> Result<(Arc<Session>, mpsc::Receiver<Said>), Reject> {
-    let identity = visit.identify()?;
+    let identity = visit.identify().await?;
     if !accepts(&visit.parts.headers, &["text/event-stream"]) {
         return Err(Reject::NotAcceptable);
     }
@@ -134,7 +134,7 @@ async fn begin(
 }
 
 async fn take(visit: &mut Visit<'_>, sessions: &Sessions, body: &mut Incoming) -> Result<Delivery, Reject> {
-    let identity = visit.identify()?;
+    let identity = visit.identify().await?;
     let session = sessions.find(visit.parts.uri.query(), identity.principal().id, visit.door)?;
     let bytes = visit.read(body).await?;
     let message = Message::parse(bytes, &Limits::default())?;

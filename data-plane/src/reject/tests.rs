@@ -28,6 +28,7 @@ fn name(reject: &Reject) -> &'static str {
         Reject::Forbidden(_) => "Forbidden",
         Reject::UnknownSession => "UnknownSession",
         Reject::AuditUnavailable => "AuditUnavailable",
+        Reject::Unchecked(_) => "Unchecked",
         Reject::Upstream { .. } => "Upstream",
         Reject::TooMany(_) => "TooMany",
         Reject::Limited(_) => "Limited",
@@ -102,6 +103,8 @@ fn samples() -> Vec<Reject> {
         Reject::Forbidden("key:read_only".into()),
         Reject::UnknownSession,
         Reject::AuditUnavailable,
+        Reject::Unchecked(crate::keys::Missing::Away),
+        Reject::Unchecked(crate::keys::Missing::Busy),
     ];
     use UpstreamFault as Up;
     for fault in [
