@@ -176,6 +176,8 @@ struct Pending {
     line: u64,
     chain: Uuid,
     after: Bound,
+    /// Whether a checkpoint was signed for what is before the gap.
+    vouched: bool,
     sequence: u64,
     link: Link,
     event: Option<Uuid>,
@@ -450,7 +452,8 @@ impl Verifier {
             self.find_in(chain, (earlier.sequence + 1, last.sequence), Finding::new(line, problem));
             follows = true;
         } else if gap > 0 {
-            self.pending.push(Pending { line, chain, after: last, sequence, link, event });
+            let vouched = state.vouched == last.sequence;
+            self.pending.push(Pending { line, chain, after: last, vouched, sequence, link, event });
         } else {
             // What it follows was vouched for, or may have been altered together with its hash.
             let first = if state.vouched == last.sequence { sequence } else { last.sequence };
@@ -524,7 +527,7 @@ impl Verifier {
     }
 
     fn judge(&mut self, pending: &Pending) {
-        let Pending { line, chain, after, sequence, link, event } = pending;
+        let Pending { line, chain, after, vouched, sequence, link, event } = pending;
         let (reached, count) = self.through_forgotten(*chain, *after, *sequence);
         self.report.forgotten += count;
         let attest = |signature: super::Signature| {
@@ -536,11 +539,14 @@ impl Verifier {
             self.report.attested += 1;
         } else {
             let (first, last) = (reached.sequence + 1, sequence - 1);
-            let (range, problem) = if first > last {
-                ((*sequence, *sequence), "altered: it does not follow from what was dropped before it")
+            let problem = if first > last {
+                "altered: it does not follow from what was dropped before it".to_owned()
             } else {
-                ((first, last), "missing, or a record beside them was altered")
+                format!("{first} to {last} are missing, or a record beside them was altered")
             };
+            // Which of the two ends would not fit cannot be told, but where one of them was signed for.
+            let signed = *vouched || reached != *after;
+            let range = (if signed { first.min(*sequence) } else { reached.sequence }, *sequence);
             let finding = Finding { event: *event, ..Finding::new(*line, problem) };
             self.find_in(*chain, range, finding);
         }
