@@ -11,12 +11,15 @@ CALLS=${CALLS:-1000000}        # calls with colliding ids: tests/it/mixups.rs
 WINDOWS=${WINDOWS:-300}       # of two seconds, under ten times a limit: tests/it/limits.rs
 MUTATIONS=${MUTATIONS:-1000}    # damaged snapshots: tests/it/scale.rs
 DAYS_CALLS=${DAYS_CALLS:-20000}  # calls in 400 days without a control plane
+KILLS=${KILLS:-1000}           # proxies killed under load: tests/it/trail.rs
+EDITS=${EDITS:-10000}          # changes of an audit trail: tests/it/trail.rs
 EVENTS=${EVENTS:-1000000}      # audited calls that a draft is tried on
 
 target=${CARGO_TARGET_DIR:-target}
 export WAFFLES_TEST_LIMIT_WINDOWS=$WINDOWS
 export WAFFLES_TEST_MUTATIONS=$MUTATIONS WAFFLES_TEST_DAYS_CALLS=$DAYS_CALLS
 export WAFFLES_TEST_PAIRS=$PAIRS WAFFLES_TEST_SEQUENCES=$SEQUENCES WAFFLES_TEST_CALLS=$CALLS
+export WAFFLES_TEST_KILLS=$KILLS WAFFLES_TEST_EDITS=$EDITS
 
 soak() {
   "$target/debug/with-services" cargo test -p waffles-tests --test it -- "$@"
@@ -30,6 +33,8 @@ step "$SEQUENCES sequences of administrative calls" soak nobody_gives_or_gets_wh
 step "$CALLS calls with colliding ids" soak mixups
 step "limits, $WINDOWS windows of a flood" soak limits::
 step "scale: $MUTATIONS damaged snapshots, 400 days alone, faults of the database" soak scale::
+step "$KILLS proxies killed under load" soak every_answer_is_in_the_audit_once_though_proxies_are_killed
+step "$EDITS changes of an audit trail" soak whatever_is_done_to_a_trail_is_found_where_it_was_done
 step "programs as they are shipped" \
   cargo build --release -p waffles-control-plane -p waffles-data-plane -p waffles-tests --bins
 step "a draft on $EVENTS audited calls" "$target/release/waffles-bench" what-if --calls "$EVENTS"

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
-use crate::audit::{SearchArgs, TailArgs};
+use crate::audit::{ExportArgs, SearchArgs, TailArgs, VerifyArgs};
 use crate::call::CallArgs;
 use crate::credential::CredentialCommand;
 use crate::grant::GrantCommand;
@@ -171,6 +171,10 @@ pub(crate) enum AuditCommand {
     Search(SearchArgs),
     /// Follow: print events as they are stored, until Ctrl-C.
     Tail(TailArgs),
+    /// Export as JSON Lines, with all that it takes to verify it offline.
+    Export(ExportArgs),
+    /// Verify that the trail is as it was written: each record, each checkpoint. Exit status 1 where it is not.
+    Verify(VerifyArgs),
 }
 
 /// Flags of `up`.

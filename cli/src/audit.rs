@@ -1,4 +1,6 @@
-//! `audit …`: search the trail, or follow it.
+//! `audit …`: search the trail, or follow it; export and verify it.
+
+mod trail;
 
 use chrono::{DateTime, Utc};
 use clap::Args;
@@ -13,6 +15,8 @@ use crate::failure::Failure;
 use crate::moment;
 use crate::output::shape::Event;
 use crate::output::{print, print_one};
+
+pub(crate) use trail::{ExportArgs, VerifyArgs};
 
 /// Which events.
 #[derive(Debug, Args)]
@@ -89,6 +93,8 @@ pub(crate) async fn run(global: &Global, command: AuditCommand) -> anyhow::Resul
     match command {
         AuditCommand::Search(args) => search(global, args).await,
         AuditCommand::Tail(args) => tail(global, args).await,
+        AuditCommand::Export(args) => trail::export(global, args).await,
+        AuditCommand::Verify(args) => trail::verify(global, args).await,
     }
 }
 

@@ -24,7 +24,7 @@ use waffles_runtime::outbound;
 use waffles_runtime::task::{self, Driver, Supervisor, Tasks};
 use waffles_runtime::telemetry::{self, Metrics};
 
-use crate::audit::Audit;
+use crate::audit::{Audit, Checkpoints};
 use crate::authz::OpCtx;
 use crate::config::Config;
 use crate::discovery::{Discovery, Listener, Publisher};
@@ -95,6 +95,7 @@ struct Work {
     publisher: Driver<Publisher>,
     pulse: Driver<Pulse>,
     upkeep: Driver<Upkeep>,
+    checkpoints: (Checkpoints, Driver<Checkpoints>),
     rotation: Driver<identity::Rotation>,
     roster: Driver<crate::proxies::Roster>,
     usage: Driver<usage::Writer>,
@@ -142,7 +143,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         namespaces,
         policy: Policy::new(db.clone(), discovery.clone()),
         limits: crate::limits::Limits::new(db.clone(), discovery.clone()),
-        audit: Audit::new(db.clone(), identity.usage().clone()),
+        audit: Audit::new(db.clone(), identity.usage().clone(), secrets.audit.clone()),
         proxies: Proxies::new(db.clone(), discovery.clone()),
         enrolment,
         tenants: Tenants::new(db.clone(), identity.clone(), discovery.clone()),
@@ -177,6 +178,8 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let mut tx = db.everywhere().begin().await?;
     changes::set_closed(&mut tx, &format!("{:?}", settings.closed)).await?;
     tx.commit().await?;
+    let signer = secrets.audit.clone();
+    let checkpoints = Checkpoints::new(&db, signer.clone(), config.audit_checkpoint_every);
     let publisher = Publisher::new(
         db.clone(),
         secrets,
@@ -188,7 +191,8 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let work = Work {
         publisher: publisher.driver(),
         pulse: Driver::new(Pulse::new(db.clone(), gates.gate("database")), Pulse::PERIOD),
-        upkeep: Driver::new(Upkeep::new(db.clone(), config.audit_retention), Upkeep::PERIOD),
+        upkeep: Driver::new(Upkeep::new(db.clone(), config.audit_retention, signer.clone()), Upkeep::PERIOD),
+        checkpoints: (checkpoints.clone(), Driver::new(checkpoints, config.audit_checkpoint_every)),
         rotation: Driver::new(services.identity.rotation(), identity::Rotation::PERIOD),
         roster: services.proxies.driver(),
         keeper: services.enrolment.driver(),
@@ -248,6 +252,8 @@ impl Bound {
         self.work.rekeying.spawn(&tasks, drain.clone());
         self.work.rotation.spawn(&tasks, drain.clone());
         self.work.upkeep.spawn(&tasks, drain.clone());
+        let (checkpoints, driver) = self.work.checkpoints;
+        driver.spawn(&tasks, drain.clone());
         self.work.usage.spawn(&tasks, drain.clone());
         supervisor.spawn("listener", self.work.listener.run(drain.clone()));
         supervisor.spawn("http", http::serve(self.http.0, self.http.1, HTTP, None, drain.clone()));
@@ -299,6 +305,9 @@ impl Bound {
             self.services.proxies.write().await;
             if let Err(error) = self.services.identity.usage().write(&self.db, true).await {
                 tracing::warn!(%error, "the last uses of keys were not written");
+            }
+            if let Err(error) = checkpoints.make(true).await {
+                tracing::warn!(error = %telemetry::chain(&error), "no last checkpoint of the audit trail was made");
             }
             self.db.close().await;
         };

@@ -1,7 +1,10 @@
 //! The audit trail: takes in what proxies recorded, each record exactly once; notes our own acts in the
 //! transaction of the act; searches and follows it within the actor's tenant.
 
+mod checkpoint;
+mod export;
 mod marks;
+pub mod retention;
 mod tail;
 
 use std::collections::HashSet;
@@ -16,17 +19,20 @@ use uuid::Uuid;
 use waffles_core::DEFAULT_TENANT;
 use waffles_core::audit::{Event, Outcome, micros};
 use waffles_core::policy::Permission;
+use waffles_core::trail::{Hash, Link, Signer, digest, link};
 use waffles_core::wire;
 use waffles_proto::audit::v1 as pb;
 
 use crate::authz::{OpCtx, ProxyPeer};
 use crate::error::Error;
 use crate::page::{Page, Paged};
-use crate::store::audit::{self as store, Place};
+use crate::store::audit::{self as store, Advance, Place, Stored};
 use crate::store::{Db, Tx};
 use crate::usage::Usage;
 
 pub use crate::store::audit::EventFilter;
+pub use checkpoint::Checkpoints;
+pub use export::Parts;
 pub use tail::Tail;
 pub use waffles_core::audit::clean;
 
@@ -64,7 +70,8 @@ pub async fn note(
         detail: detail.to_string(),
         ..Event::new(ctx.request_id(), Utc::now())
     };
-    Ok(store::insert(tx, &[(&event, None)]).await?)
+    tx.note(event);
+    Ok(())
 }
 
 /// The audit trail.
@@ -77,22 +84,41 @@ pub struct Audit {
     stored: Arc<watch::Sender<u64>>,
     batches: Counter,
     records: Counter,
+    breaks: Counter,
     usage: Usage,
     marks: marks::Marks,
+    signer: Arc<Signer>,
+}
+
+/// A record as it came, and as it is stored.
+struct Taken {
+    sequence: u64,
+    event: Event,
+    /// Of the record as it came.
+    received: Hash,
+    /// What the proxy linked it with; none by one that does not.
+    hash: Option<Hash>,
 }
 
 impl Audit {
     /// On a database. What proxies report tells when keys were last used.
-    pub fn new(db: Db, usage: Usage) -> Self {
+    pub fn new(db: Db, usage: Usage, signer: Arc<Signer>) -> Self {
         Self {
             db,
             tenants: Arc::default(),
             stored: Arc::new(watch::Sender::new(0)),
             batches: Counter::default(),
             records: Counter::default(),
+            breaks: Counter::default(),
             usage,
             marks: marks::Marks::default(),
+            signer,
         }
+    }
+
+    /// Who signs for the trail.
+    pub fn signer(&self) -> &Signer {
+        &self.signer
     }
 
     /// Counts batches taken in.
@@ -103,6 +129,11 @@ impl Audit {
     /// Counts records taken in.
     pub(crate) fn records(&self) -> &Counter {
         &self.records
+    }
+
+    /// Counts records that did not follow from the one before.
+    pub(crate) fn breaks(&self) -> &Counter {
+        &self.breaks
     }
 
     /// How far a proxy's spool is stored.
@@ -121,16 +152,16 @@ impl Audit {
         let count = u64::try_from(batch.events.len()).unwrap_or(u64::MAX);
         let mut records = Vec::with_capacity(batch.events.len());
         for record in batch.events {
-            let sequence = record.sequence;
-            let event =
-                record.event.ok_or_else(|| "event: is missing".to_owned()).and_then(wire::event_from_proto);
+            let pb::SequencedEvent { sequence, event, hash } = record;
+            let received = digest(&event.as_ref().map(prost::Message::encode_to_vec).unwrap_or_default());
+            let event = event.ok_or_else(|| "event: is missing".to_owned()).and_then(wire::event_from_proto);
             let event = match event {
                 Ok(event) => self.admit(event, proxy, now).await?,
                 Err(problem) => malformed(proxy, now, sequence, &problem),
             };
-            records.push((event, Place { spool, sequence }));
+            records.push(Taken { sequence, event, received, hash: Hash::read(&hash) });
         }
-        for (event, _) in &records {
+        for Taken { event, .. } in &records {
             // A key that nobody was let in with was not used.
             if event.principal_id.is_some() && !event.api_key_id.is_empty() {
                 self.usage.note(&event.tenant, &event.api_key_id, event.occurred_at.min(now));
@@ -155,7 +186,7 @@ impl Audit {
         &self,
         proxy: Uuid,
         spool: Uuid,
-        records: &[(Event, Place)],
+        records: &[Taken],
         lost: u64,
     ) -> Result<u64, Error> {
         let stored = tokio::time::timeout(STORE_TIME, self.store(proxy, spool, records, lost)).await;
@@ -164,43 +195,69 @@ impl Audit {
 
     /// One transaction. The row of the spool is locked from the look at what is stored to the commit, so that of
     /// two streams of one proxy, or of one batch sent twice, each record is stored once.
-    async fn store(
-        &self,
-        proxy: Uuid,
-        spool: Uuid,
-        records: &[(Event, Place)],
-        lost: u64,
-    ) -> Result<u64, Error> {
+    async fn store(&self, proxy: Uuid, spool: Uuid, records: &[Taken], lost: u64) -> Result<u64, Error> {
         let mut tx = self.db.everywhere().begin().await?;
-        let mut through = store::lock_spool(&mut tx, proxy, spool).await?;
-        // In the order of the spool a record is new exactly when its number is above all that came before it.
+        let Stored { mut through, head } = store::lock_spool(&mut tx, proxy, spool).await?;
+        let mut last = head.unwrap_or(Hash::START);
+        let mut advance = Advance { lost, ..Advance::default() };
         let mut new = Vec::with_capacity(records.len());
-        for (event, place) in records {
-            if place.sequence > through {
-                through = place.sequence;
-                new.push((event, Some(*place)));
+        for record in records {
+            let sequence = record.sequence;
+            // In the order of the spool a record is new exactly when its number is above all that came before it.
+            if sequence <= through {
+                continue;
             }
+            let link = self.linked(spool, &last, record);
+            let breaks = link.attest.is_some() && !record.is_linked(spool, &last);
+            if breaks {
+                let event = broken(proxy, spool, sequence, through);
+                tracing::error!(
+                    proxy.id = %proxy, chain = %spool, sequence,
+                    "an audit record does not follow from the one before it"
+                );
+                tx.note(event);
+            }
+            advance.gaps += sequence - through - 1;
+            advance.breaks += u64::from(breaks);
+            (through, last) = (sequence, link.hash);
+            new.push((&record.event, Place { chain: spool, sequence, link }));
         }
-        store::insert(&mut tx, &new).await?;
-        store::advance_spool(&mut tx, proxy, spool, through, lost).await?;
+        let added = store::insert(&mut tx, &new).await?;
+        if added < u64::try_from(new.len()).unwrap_or(u64::MAX) {
+            return Err(Error::internal("there is an event with the same id and time"));
+        }
+        let to = Stored { through, head: if new.is_empty() { head } else { Some(last) } };
+        store::advance_spool(&mut tx, proxy, spool, to, advance).await?;
         tx.commit().await?;
+        self.breaks.inc_by(advance.breaks);
         Ok(through)
+    }
+
+    /// The proxy's link, where there is one; with our word for it where it does not hold for what is stored.
+    fn linked(&self, spool: Uuid, previous: &Hash, record: &Taken) -> Link {
+        let Taken { sequence, event, hash, .. } = record;
+        match hash {
+            Some(hash) => Link::given(&self.signer, (spool, *sequence), previous, event, *hash),
+            None => Link::new(spool, *sequence, previous, event),
+        }
     }
 
     async fn store_each(
         &self,
         proxy: Uuid,
         spool: Uuid,
-        records: Vec<(Event, Place)>,
+        records: Vec<Taken>,
         lost: u64,
     ) -> Result<u64, Error> {
         let mut through = 0;
-        for (event, place) in records {
-            let time = event.occurred_at;
-            through = match self.store_in_time(proxy, spool, &[(event, place)], lost).await {
+        for record in records {
+            let (time, sequence, received, hash) =
+                (record.event.occurred_at, record.sequence, record.received, record.hash);
+            through = match self.store_in_time(proxy, spool, &[record], lost).await {
                 Err(Error::Internal(cause)) => {
-                    let event = malformed(proxy, time, place.sequence, &cause.to_string());
-                    self.store_in_time(proxy, spool, &[(event, place)], lost).await?
+                    let event = malformed(proxy, time, sequence, &cause.to_string());
+                    let record = Taken { sequence, event, received, hash };
+                    self.store_in_time(proxy, spool, &[record], lost).await?
                 }
                 result => result?,
             };
@@ -253,6 +310,16 @@ impl Audit {
         ] {
             *text = clean(text, MOST_TEXT);
         }
+        // As they are stored, so that what is read back is what was linked.
+        for number in [
+            &mut event.duration_us,
+            &mut event.upstream_us,
+            &mut event.request_bytes,
+            &mut event.response_bytes,
+            &mut event.revision,
+        ] {
+            *number = (*number).min(i64::MAX.unsigned_abs());
+        }
         for payload in [&mut event.request_payload, &mut event.response_payload, &mut event.detail] {
             *payload = clean(payload, MOST_PAYLOAD);
         }
@@ -288,6 +355,26 @@ impl Audit {
         let found = tenants.contains(tenant);
         *self.tenants.lock() = tenants;
         Ok(found)
+    }
+}
+
+impl Taken {
+    /// Whether the proxy linked what came to what came before it.
+    fn is_linked(&self, spool: Uuid, previous: &Hash) -> bool {
+        self.hash == Some(link(spool, self.sequence, previous, &self.received))
+    }
+}
+
+/// Tells operators of a chain that was broken before it came here.
+fn broken(proxy: Uuid, spool: Uuid, sequence: u64, after: u64) -> Event {
+    Event {
+        tenant: DEFAULT_TENANT.to_owned(),
+        action: "audit.chain_broken".to_owned(),
+        outcome: Outcome::Error,
+        reason: "chain_broken".to_owned(),
+        resource: format!("proxy/{proxy}"),
+        detail: json!({ "chain": spool, "sequence": sequence, "after": after }).to_string(),
+        ..Event::new(Uuid::now_v7(), Utc::now())
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Config {
     pub keys_shipped_most: u64,
     /// How long audit events are kept; none for ever.
     pub audit_retention: Option<Duration>,
+    /// How often a checkpoint of the audit trail is made.
+    pub audit_checkpoint_every: Duration,
     /// Logs.
     pub log: LogConfig,
     /// How long a drain may take.
@@ -213,6 +215,15 @@ struct Flags {
     /// How many days audit events are kept [default: for ever]
     #[arg(long, env = "WAFFLES_AUDIT_RETENTION_DAYS", value_name = "DAYS", global = true)]
     audit_retention_days: Option<u32>,
+    /// How often it is signed how far the audit trail has come: from then on it cannot be rewritten unnoticed.
+    #[arg(
+        long,
+        env = "WAFFLES_AUDIT_CHECKPOINT_EVERY",
+        default_value = "60s",
+        value_name = "TIME",
+        global = true
+    )]
+    audit_checkpoint_every: String,
     /// json or text.
     #[arg(long, env = "WAFFLES_LOG_FORMAT", default_value_t = LogFormat::Json, value_name = "FORMAT", global = true)]
     log_format: LogFormat,
@@ -270,6 +281,8 @@ impl Config {
         );
         let certificate_life =
             time("proxy-certificate-life", &flags.proxy_certificate_life, ms * 4000, CERTIFICATE_LIFE);
+        let audit_checkpoint_every =
+            time("audit-checkpoint-every", &flags.audit_checkpoint_every, ms * 100, hour);
         let url = flags.database_url.unwrap_or_else(|| {
             // Within a URL these three would end the path or begin an escape.
             let path = flags.data_dir.join("control-plane.db").display().to_string();
@@ -353,6 +366,7 @@ impl Config {
             audit_retention: flags
                 .audit_retention_days
                 .map(|days| Duration::from_secs(u64::from(days) * 86_400)),
+            audit_checkpoint_every,
             log: LogConfig { format: flags.log_format, filter: flags.log },
             grace,
             announce: flags.announce,
@@ -382,6 +396,7 @@ impl Config {
             "proxy_certificate_life_ms": millis(self.certificate_life),
             "keys_shipped_most": self.keys_shipped_most,
             "audit_retention_days": self.audit_retention.map(|time| time.as_secs() / 86_400),
+            "audit_checkpoint_every_ms": millis(self.audit_checkpoint_every),
             "log": { "format": self.log.format, "filter": self.log.filter },
             "grace_ms": millis(self.grace),
         })

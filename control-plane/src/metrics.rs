@@ -38,6 +38,11 @@ pub(crate) fn register(
             "Audit records taken in from proxies, repeated ones included",
             audit.records().clone(),
         );
+        registry.register(
+            "waffles_audit_chain_breaks",
+            "Audit records of proxies that did not follow from the one before them",
+            audit.breaks().clone(),
+        );
         registry.register_collector(Box::new(figures));
     });
 }

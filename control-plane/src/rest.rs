@@ -159,6 +159,7 @@ fn parts() -> (Router<Arc<Door>>, OpenApi) {
         .routes(routes!(tenants::resume))
         .routes(routes!(tenants::set_limits))
         .routes(routes!(observe::search))
+        .routes(routes!(observe::export))
         .routes(routes!(observe::list_proxies))
         .routes(routes!(observe::get_proxy))
         .routes(routes!(secrets::list))

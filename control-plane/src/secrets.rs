@@ -9,12 +9,14 @@ pub(crate) use strength::is_placeholder;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aws_lc_rs::{hkdf, rand};
 use base64::Engine as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use uuid::Uuid;
 use waffles_core::seal::{SealKey, SealRing};
+use waffles_core::trail::Signer;
 use zeroize::Zeroizing;
 
 /// Bytes of the longest secret file that makes sense.
@@ -74,6 +76,8 @@ pub struct Secrets {
     pub seal: SealRing,
     /// Seals session ids; proxies get it.
     pub session_seal: SealRing,
+    /// Signs for the audit trail.
+    pub audit: Arc<Signer>,
     fingerprint: String,
     /// Seals the keys in the database.
     wrap: SealRing,
@@ -134,6 +138,7 @@ impl Secrets {
             pepper: derive("api-key pepper 1"),
             seal: ring("seal at rest 1"),
             session_seal: ring("seal sessions 1"),
+            audit: Arc::new(Signer::new(&Zeroizing::new(derive("audit signatures 1")))),
             fingerprint: hex(fingerprint.get(..8).unwrap_or_default()),
             wrap: ring("seal data keys 1"),
         }

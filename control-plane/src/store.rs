@@ -22,6 +22,7 @@ pub mod servers;
 pub mod sessions;
 pub mod tenants;
 pub mod tools;
+pub mod trail;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -141,10 +142,16 @@ enum Pool {
 
 /// A transaction. Dropped without [`Tx::commit`], it is rolled back.
 #[derive(Debug)]
-pub enum Tx {
-    /// On Postgres.
+pub struct Tx {
+    pub(crate) begun: Begun,
+    /// Acts that it notes in the audit trail when it commits: the end of the chain that they become part of is locked last
+    /// of all and for no longer than it takes, or any two writers would wait for each other.
+    notes: Vec<waffles_core::audit::Event>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Begun {
     Pg(sqlx::Transaction<'static, Postgres>),
-    /// On SQLite.
     Lite(sqlx::Transaction<'static, Sqlite>),
 }
 
@@ -169,12 +176,12 @@ macro_rules! on_db {
 /// statement says `&mut *conn`.
 macro_rules! on_tx {
     ($tx:expr, |$conn:ident| $body:expr) => {
-        match $tx {
-            $crate::store::Tx::Pg(tx) => {
+        match &mut $tx.begun {
+            $crate::store::Begun::Pg(tx) => {
                 let $conn = &mut **tx;
                 $body
             }
-            $crate::store::Tx::Lite(tx) => {
+            $crate::store::Begun::Lite(tx) => {
                 let $conn = &mut **tx;
                 $body
             }
@@ -234,7 +241,7 @@ impl Db {
             Pool::Pg(pool, _) => tokio::time::timeout(READ_TIME, self.begin_scoped(pool, "BEGIN"))
                 .await
                 .unwrap_or(Err(sqlx::Error::PoolTimedOut)),
-            Pool::Lite(pool) => Ok(Tx::Lite(pool.begin_with("BEGIN IMMEDIATE").await?)),
+            Pool::Lite(pool) => Ok(Tx::new(Begun::Lite(pool.begin_with("BEGIN IMMEDIATE").await?))),
         }
     }
 
@@ -244,14 +251,14 @@ impl Db {
             Pool::Pg(pool, _) => {
                 self.begin_scoped(pool, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
             }
-            Pool::Lite(pool) => Ok(Tx::Lite(pool.begin_with("BEGIN").await?)),
+            Pool::Lite(pool) => Ok(Tx::new(Begun::Lite(pool.begin_with("BEGIN").await?))),
         }
     }
 
     /// The scope travels with the statement that begins the transaction, so that it costs no time, and ends with it.
     async fn begin_scoped(&self, pool: &PgPool, begin: &str) -> Result<Tx, sqlx::Error> {
         let begin = format!("{begin}; {}", self.scope.set_local());
-        Ok(Tx::Pg(pool.begin_with(AssertSqlSafe(begin)).await?))
+        Ok(Tx::new(Begun::Pg(pool.begin_with(AssertSqlSafe(begin)).await?)))
     }
 
     /// A connection for one statement, told the scope. It forgets it when it goes back (`open_postgres`), and whoever
@@ -328,11 +335,25 @@ impl Db {
 }
 
 impl Tx {
-    /// Makes it durable. An error may hide a success: the caller must not repeat the work blindly.
-    pub async fn commit(self) -> Result<(), sqlx::Error> {
-        match self {
-            Self::Pg(tx) => tx.commit().await,
-            Self::Lite(tx) => tx.commit().await,
+    fn new(begun: Begun) -> Self {
+        Self { begun, notes: Vec::new() }
+    }
+
+    /// Notes an act, which becomes part of the audit trail with the commit.
+    pub fn note(&mut self, event: waffles_core::audit::Event) {
+        self.notes.push(event);
+    }
+
+    /// Makes it durable, with the acts that it noted. An error may hide a success: the caller must not repeat the work
+    /// blindly.
+    pub async fn commit(mut self) -> Result<(), sqlx::Error> {
+        let notes = std::mem::take(&mut self.notes);
+        if !notes.is_empty() {
+            audit::append_own(&mut self, notes).await?;
+        }
+        match self.begun {
+            Begun::Pg(tx) => tx.commit().await,
+            Begun::Lite(tx) => tx.commit().await,
         }
     }
 }

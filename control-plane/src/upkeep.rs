@@ -1,15 +1,18 @@
 //! Housekeeping in the database: partitions made ahead, old events, log entries and proxies forgotten; and the
 //! look whether the database is there.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Months, TimeDelta, Utc};
 use serde::Serialize;
 use waffles_core::audit::micros;
+use waffles_core::trail::Signer;
 use waffles_runtime::admin::Gate;
 use waffles_runtime::task::Task;
 use waffles_runtime::telemetry;
 
+use crate::audit::retention;
 use crate::store::{Db, audit, changes, enrolment, limits, principals, proxies};
 
 /// How long log entries are kept. A proxy that was away for longer gets everything.
@@ -28,6 +31,7 @@ const MOST_TIME: Duration = Duration::from_secs(1800);
 pub struct Upkeep {
     db: Db,
     retention: Option<TimeDelta>,
+    signer: Arc<Signer>,
 }
 
 /// What one run did.
@@ -48,9 +52,9 @@ impl Upkeep {
     pub const PERIOD: Duration = Duration::from_secs(3600);
 
     /// With how long audit events are kept; none for ever.
-    pub fn new(db: Db, retention: Option<Duration>) -> Self {
+    pub fn new(db: Db, retention: Option<Duration>, signer: Arc<Signer>) -> Self {
         let db = db.everywhere();
-        Self { db, retention: retention.and_then(|time| TimeDelta::from_std(time).ok()) }
+        Self { db, retention: retention.and_then(|time| TimeDelta::from_std(time).ok()), signer }
     }
 
     async fn run(&self, report: &mut Report) -> sqlx::Result<()> {
@@ -58,7 +62,7 @@ impl Upkeep {
         report.partitions_made = make_partitions(&self.db, now).await?;
         if let Some(retention) = self.retention {
             for _ in 0..MOST_ROUNDS {
-                let forgotten = audit::forget(&self.db, now - retention, AT_ONCE).await?;
+                let forgotten = retention::forget(&self.db, &self.signer, now - retention, AT_ONCE).await?;
                 report.events_forgotten += forgotten;
                 if forgotten < u64::from(AT_ONCE) {
                     break;

@@ -1,13 +1,15 @@
 //! The durable record of one exchange or act, and what of a payload may stand in it.
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::server::Capture;
 
 /// How an exchange or act ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Answered with a result.
     #[default]
@@ -65,8 +67,10 @@ impl Outcome {
     }
 }
 
-/// The record. Texts that do not apply are empty, numbers 0.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The record. Texts that do not apply are empty, numbers 0; in JSON they are left out, and payloads stay the texts that they
+/// are, so that what is read back is the same to the byte.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Event {
     /// Also the request id that clients see.
     pub id: Uuid,
@@ -79,51 +83,78 @@ pub struct Event {
     /// How it ended.
     pub outcome: Outcome,
     /// Who asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal_id: Option<Uuid>,
     /// Who asked, by name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub principal_name: String,
     /// The API key used.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub api_key_id: String,
     /// Address of the client.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub client_ip: String,
     /// What the client calls itself; not to be trusted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub client_name: String,
     /// MCP revision of the client.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub protocol_version: String,
     /// The server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_id: Option<Uuid>,
     /// The server, by name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub server_name: String,
     /// Tool, prompt or URI.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub target: String,
     /// The rule that decided.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub rule: String,
     /// Why it was refused or failed, one stable word.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
     /// HTTP status of the answer.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub http_status: u16,
     /// JSON-RPC error code of the answer.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub rpc_code: i64,
     /// From first byte in to last byte out, microseconds.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub duration_us: u64,
     /// Of that, waiting for the server.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub upstream_us: u64,
     /// Bytes of the client's message.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub request_bytes: u64,
     /// Bytes of the answer.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub response_bytes: u64,
     /// Captured arguments, JSON.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub request_payload: String,
     /// Captured result, JSON.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub response_payload: String,
     /// The revision of the configuration that decided.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub revision: u64,
     /// The proxy that served it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_id: Option<Uuid>,
     /// What was acted upon.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub resource: String,
     /// Details of an act, JSON, without secrets.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Event {

@@ -13,6 +13,7 @@ pub mod proxy;
 pub mod seal;
 pub mod server;
 pub mod snapshot;
+pub mod trail;
 pub mod wire;
 
 /// One wrong field of a request or resource, for people to read.

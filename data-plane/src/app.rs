@@ -104,7 +104,11 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let signals = Signals::listen().context("cannot listen to signals")?;
     let proxy_id = proxy_id(&config.data_dir)?;
     let disk = Disk::open(&config.data_dir)?;
-    let limits = spool::Limits { disk: config.spool_max_bytes, ..spool::Limits::default() };
+    let limits = spool::Limits {
+        disk: config.spool_max_bytes,
+        ring: usize::try_from(config.spool_memory_bytes).unwrap_or(usize::MAX),
+        ..spool::Limits::default()
+    };
     let trail = Trail::open(&config.data_dir.join("spool"), limits)?;
     let gates = Gates::new();
     let snapshot_gate = gates.gate("snapshot");

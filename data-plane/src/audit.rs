@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use prost::Message as _;
+use waffles_core::DEFAULT_TENANT;
 use waffles_core::audit::{Event, Outcome};
 use waffles_core::server::AuditMode;
 use waffles_core::wire;
@@ -46,9 +47,14 @@ impl Trail {
     /// Takes a record. When this returns the record survives the end of this process; a record for which
     /// there is neither disk nor memory is counted as lost. One short blocking write, by design: a queue to
     /// another thread costs as much and loses what is in it.
-    pub fn record(&self, event: Event) {
+    pub fn record(&self, mut event: Event) {
         thread_local! {
             static FRAME: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        if event.tenant.is_empty() {
+            // Nobody was authenticated: what the default tenant's operators look after. Said here, so that the record is
+            // stored as it was linked.
+            DEFAULT_TENANT.clone_into(&mut event.tenant);
         }
         let of_stranger = event.outcome == Outcome::Unauthenticated;
         let message = fitting(wire::event_to_proto(event));

@@ -108,6 +108,10 @@ pub struct Config {
     #[arg(long, env = "WAFFLES_SPOOL_MAX_BYTES", default_value_t = 1 << 30)]
     pub spool_max_bytes: u64,
 
+    /// Most bytes of audit records in memory, while the disk takes none
+    #[arg(long, env = "WAFFLES_SPOOL_MEMORY_BYTES", default_value_t = 64 << 20)]
+    pub spool_memory_bytes: u64,
+
     /// How long running calls may take after SIGTERM
     #[arg(long, env = "WAFFLES_GRACE", default_value = "30s", value_name = "TIME",
           value_parser = humantime::parse_duration)]
@@ -166,6 +170,7 @@ impl Config {
             "max_connections": self.max_connections,
             "max_connections_per_address": self.max_connections_per_address,
             "spool_max_bytes": self.spool_max_bytes,
+            "spool_memory_bytes": self.spool_memory_bytes,
             "grace_seconds": self.grace.as_secs(),
             "linger_seconds": self.linger.as_secs(),
             "log": self.log,

@@ -504,8 +504,10 @@ fn authorize(
         exchange.record.note_namespace(&entry.namespace.spec.name);
     }
     exchange.record.note_policy(&notes);
-    if let Ok(permit) = &permit {
-        exchange.record.note_rule(permit.rule());
+    match &permit {
+        Ok(permit) => exchange.record.note_rule(permit.rule()),
+        // Nothing goes on to where the arguments are kept, and whoever asks why would have to guess them.
+        Err(_) => exchange.record.capture_request(entry, message.and_then(Message::params).as_deref()),
     }
     permit
 }

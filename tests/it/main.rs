@@ -42,4 +42,5 @@ mod subscriptions;
 mod tenants;
 mod tls;
 mod tokens;
+mod trail;
 mod up;

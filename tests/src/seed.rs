@@ -342,7 +342,7 @@ impl Seeded {
 /// The records of a spool that a proxy may be writing: a record whose end is not there yet is left out.
 pub fn records(spool: &Path) -> Vec<Event> {
     const SEGMENT_HEAD: usize = 24;
-    const HEAD: usize = 16;
+    const HEAD: usize = 48;
     let mut segments: Vec<_> = std::fs::read_dir(spool)
         .expect("the spool is there")
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))

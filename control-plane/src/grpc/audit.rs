@@ -13,7 +13,7 @@ use waffles_runtime::drain::Drain;
 use waffles_runtime::task;
 
 use super::{Shown, actor};
-use crate::audit::{Audit, EventFilter, Tail};
+use crate::audit::{Audit, EventFilter, Parts, Tail};
 use crate::authz::OpCtx;
 use crate::error::Error;
 use crate::identity::Identity;
@@ -44,6 +44,7 @@ impl Trail {
 #[tonic::async_trait]
 impl AuditService for Trail {
     type TailEventsStream = ReceiverStream<Result<pb::TailEventsResponse, Status>>;
+    type ExportEventsStream = ReceiverStream<Result<pb::ExportEventsResponse, Status>>;
 
     async fn search_events(
         &self,
@@ -84,6 +85,50 @@ impl AuditService for Trail {
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
+
+    async fn export_events(
+        &self,
+        request: Request<pb::ExportEventsRequest>,
+    ) -> Result<Response<Self::ExportEventsStream>, Status> {
+        let ctx = actor(&request)?;
+        let shown = request.extensions().get::<Shown>().cloned().ok_or(Error::Unauthenticated)?;
+        let filter = filter_from_proto(request.into_inner().filter.unwrap_or_default());
+        let parts = filter.and_then(|filter| self.audit.export(&ctx, filter));
+        let parts = parts.map_err(|error| error.into_status(ctx.request_id()))?;
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let (identity, drain) = (self.identity.clone(), self.drain.clone());
+        task::spawn("audit-export-stream", async move {
+            tokio::select! {
+                () = drain.started() => say(&sender, Status::unavailable("the control plane is ending")).await,
+                () = sender.closed() => {}
+                end = recheck(&identity, &ctx, &shown) => say(&sender, end).await,
+                end = pass_on(parts, &sender, &ctx) => if let Some(end) = end {
+                    say(&sender, end).await;
+                },
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// Passes an export on; none when it has come to its end.
+async fn pass_on(
+    mut parts: Parts,
+    sender: &mpsc::Sender<Result<pb::ExportEventsResponse, Status>>,
+    ctx: &OpCtx,
+) -> Option<Status> {
+    while let Some(part) = parts.recv().await {
+        let lines = match part {
+            Ok(lines) => lines.into(),
+            Err(error) => return Some(error.into_status(ctx.request_id())),
+        };
+        match tokio::time::timeout(PATIENCE, sender.send(Ok(pb::ExportEventsResponse { lines }))).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Some(Status::cancelled("the caller hung up")),
+            Err(_) => return Some(Status::resource_exhausted("the export was not read in time")),
+        }
+    }
+    None
 }
 
 async fn follow(
@@ -122,7 +167,7 @@ async fn recheck(identity: &Identity, ctx: &OpCtx, shown: &Shown) -> Status {
     }
 }
 
-async fn say(sender: &mpsc::Sender<Result<pb::TailEventsResponse, Status>>, end: Status) {
+async fn say<T>(sender: &mpsc::Sender<Result<T, Status>>, end: Status) {
     // A reader that takes not even this is gone.
     if tokio::time::timeout(LATER, sender.send(Err(end))).await.is_err() {
         tracing::debug!("the end of a tail was not read");

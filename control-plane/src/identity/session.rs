@@ -233,7 +233,7 @@ impl Identity {
             ..Event::new(ctx.request_id(), Utc::now())
         };
         let mut tx = self.db.of(tenant).begin().await?;
-        crate::store::audit::insert(&mut tx, &[(&event, None)]).await?;
+        tx.note(event);
         Ok(tx.commit().await?)
     }
 

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse as _, Response};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
+use tokio_stream::wrappers::ReceiverStream;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 use waffles_core::audit::{self as core, Outcome};
@@ -171,6 +175,15 @@ pub(super) async fn search(
     Actor(ctx): Actor,
     mut params: Params,
 ) -> Result<Json<EventPage>, Problem> {
+    let page = params.page(AUDIT_PAGE_MOST);
+    let filter = filter_of(params)?;
+    let paged = door.services.audit.search(&ctx, &filter, &page).await?;
+    let events = paged.items.into_iter().map(Event::from).collect();
+    Ok(Json(EventPage { events, next_cursor: paged.next }))
+}
+
+/// Reads the filter, which is all that is left to read.
+fn filter_of(mut params: Params) -> Result<EventFilter, Problem> {
     let time = |text: &str| DateTime::parse_from_rfc3339(text).ok().map(|time| time.with_timezone(&Utc));
     let outcomes = params.all("outcome");
     let known: Option<Vec<Outcome>> = outcomes.iter().map(|word| Outcome::parse(word)).collect();
@@ -185,14 +198,50 @@ pub(super) async fn search(
         id: params.read_as("id", "a UUID", |text| text.parse().ok()),
         proxy_id: params.read_as("proxy", "a UUID", |text| text.parse().ok()),
     };
-    let page = params.page(AUDIT_PAGE_MOST);
     params.done()?;
-    if known.is_none() {
-        return Err(Error::invalid("outcome", "is not an outcome").into());
+    match known {
+        Some(_) => Ok(filter),
+        None => Err(Error::invalid("outcome", "is not an outcome").into()),
     }
-    let paged = door.services.audit.search(&ctx, &filter, &page).await?;
-    let events = paged.items.into_iter().map(Event::from).collect();
-    Ok(Json(EventPage { events, next_cursor: paged.next }))
+}
+
+/// Which events stand in an export. The others do as well, but only with their digests.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes the query in the OpenAPI document; `Params` reads it")]
+pub(super) struct ExportQuery {
+    /// At or after (RFC 3339). The chains begin a little before.
+    since: Option<DateTime<Utc>>,
+    /// Before (RFC 3339).
+    until: Option<DateTime<Utc>>,
+    /// Principal id or name.
+    principal: Option<String>,
+    /// Server name.
+    server: Option<String>,
+    /// Tool, prompt or URI.
+    target: Option<String>,
+    /// Action, exactly; or its beginning when it ends with a dot.
+    action: Option<String>,
+    /// May be given several times: any of these.
+    outcome: Option<Vec<String>>,
+    /// Proxy id.
+    proxy: Option<Uuid>,
+    /// The event with this id.
+    id: Option<Uuid>,
+}
+
+/// Exports the audit trail with all that it takes to verify offline that it is as it was written. The answer is JSON Lines;
+/// without a last line of the kind `end` it was cut off.
+#[utoipa::path(get, path = "/api/v1/audit/export", tag = "audit", operation_id = "exportAudit",
+    params(ExportQuery), responses((status = 200, content_type = "application/jsonl", body = String)))]
+pub(super) async fn export(
+    State(door): State<Arc<Door>>,
+    Actor(ctx): Actor,
+    params: Params,
+) -> Result<Response, Problem> {
+    let parts = door.services.audit.export(&ctx, filter_of(params)?)?;
+    let body = Body::from_stream(ReceiverStream::new(parts));
+    Ok(([(CONTENT_TYPE, "application/jsonl")], body).into_response())
 }
 
 /// One running data plane.

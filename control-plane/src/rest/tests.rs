@@ -75,7 +75,7 @@ impl World {
             namespaces: Namespaces::new(db.clone(), discovery.clone()),
             policy: crate::policy::Policy::new(db.clone(), discovery.clone()),
             limits: crate::limits::Limits::new(db.clone(), discovery.clone()),
-            audit: Audit::new(db.clone(), identity.usage().clone()),
+            audit: Audit::new(db.clone(), identity.usage().clone(), secrets.audit.clone()),
             enrolment: Enrolment::new(db.clone(), &secrets, channel),
             proxies: Proxies::new(db.clone(), discovery.clone()),
             tenants: Tenants::new(db.clone(), identity.clone(), discovery.clone()),
@@ -103,7 +103,17 @@ impl World {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = axum::body::to_bytes(body, 1 << 20).await.unwrap();
-        let body = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap() };
+        let is_lines =
+            parts.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/jsonl");
+        let body = match bytes.is_empty() {
+            true => Value::Null,
+            // A list of the lines.
+            false if is_lines => {
+                let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+                lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()).collect()
+            }
+            false => serde_json::from_slice(&bytes).unwrap(),
+        };
         let refused = !parts.status.is_success();
         if refused {
             assert_eq!(parts.headers[header::CONTENT_TYPE], "application/problem+json", "{}", parts.status);

@@ -3,6 +3,7 @@
 //! seals, everything in the database is sealed anew with it bit by bit, and the old one is forgotten when nothing needs it.
 //! All of it can be read off the database, so that a crash in between is made up for by the next run.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::rand;
@@ -14,6 +15,7 @@ use waffles_core::audit::micros;
 use waffles_core::policy::Permission;
 use waffles_core::seal::{SealError, SealKey, SealRing};
 use waffles_core::snapshot::{Kind, ResourceKey};
+use waffles_core::trail::Signer;
 use waffles_runtime::task::{Driver, Task};
 use waffles_runtime::telemetry;
 use zeroize::Zeroizing;
@@ -32,6 +34,8 @@ const REST: &str = "rest";
 const SESSIONS: &str = "sessions";
 /// Makes the hashes of API keys. It is not rotated, since a hash cannot be made anew without its key.
 const PEPPER: &str = "pepper";
+/// Signs for the audit trail. It is not rotated: what it signed is verified with its public half, for ever.
+const AUDIT: &str = "audit";
 
 /// After this time every replica, which looks more often, and every proxy that is connected knows a key.
 const SETTLE: TimeDelta = TimeDelta::seconds(6);
@@ -100,6 +104,15 @@ pub async fn unlock(tx: &mut Tx, secrets: &mut Secrets) -> Result<(), Error> {
     let pepper = keys.iter().find(|key| key.purpose == PEPPER);
     let pepper = pepper.ok_or_else(|| Error::internal("the database has no key to hash API keys with"))?;
     secrets.pepper = *opened(secrets, pepper)?;
+    let audit = match keys.iter().find(|key| key.purpose == AUDIT) {
+        Some(key) => opened(secrets, key)?,
+        None => {
+            let seed = random()?;
+            data_keys::insert(tx, &made(secrets, AUDIT, 1, &seed, Stage::Sealing)?).await?;
+            seed
+        }
+    };
+    secrets.audit = Arc::new(Signer::new(&audit));
     take(secrets, &keys)
 }
 
@@ -330,7 +343,9 @@ impl Keys {
 
 async fn status(tx: &mut Tx) -> Result<Vec<KeyStatus>, Error> {
     let mut found = Vec::new();
-    for key in data_keys::all(tx).await?.into_iter().filter(|key| key.purpose != PEPPER) {
+    for key in
+        data_keys::all(tx).await?.into_iter().filter(|key| key.purpose != PEPPER && key.purpose != AUDIT)
+    {
         let values = if key.purpose == REST { data_keys::count(tx, key.id).await? } else { 0 };
         let DataKey { purpose, id, stage, created_at, .. } = key;
         found.push(KeyStatus { purpose, id, stage: stage.as_str(), created_at, values });

@@ -4,40 +4,87 @@ use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, QueryBuilder};
 use uuid::Uuid;
 use waffles_core::audit::{Event, Outcome, micros};
+use waffles_core::trail::{self, Hash, Link};
 
 use super::changes::{signed, unsigned};
 use super::{Db, Pool, Tx, on_db, on_tx, owner, push_in, read};
 
-/// Rows a statement; 31 values each stay below the limits of both databases.
+/// Rows a statement; 33 values each stay below the limits of both databases.
 const ROWS: usize = 500;
+
+/// How often the time of an act is moved by a microsecond, since there is one at that time.
+const MOST_DOUBLES: usize = 10;
 
 /// Names the lock under which partitions are made: "waffles" and a number.
 const PARTITIONS: i64 = 0x7761_6666_6c65_7301;
 
 /// The columns of an event, in the order of [`EventRow`].
-const COLUMNS: &str = "position, id, tenant, occurred_at, action, outcome, principal_id, principal_name, api_key_id,
+pub(super) const COLUMNS: &str = "position, id, tenant, occurred_at, action, outcome, principal_id, principal_name, api_key_id,
     client_ip, client_name, protocol_version, server_id, server_name, target, rule, reason, http_status, rpc_code,
     duration_us, upstream_us, request_bytes, response_bytes, request_payload, response_payload, revision, proxy_id,
     resource, detail";
 
-/// Where a proxy's event stood in its spool.
+/// Where an event stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// Which spool.
-    pub spool: Uuid,
+    /// In which chain: that of a proxy's spool, or [`trail::OWN_CHAIN`].
+    pub chain: Uuid,
     /// Which record of it.
     pub sequence: u64,
+    /// What ties it to the one before.
+    pub link: Link,
 }
 
-/// Adds events. One that is there already, by id and time, is left as it is: a repeated record must not hold
-/// up those behind it.
-pub async fn insert(tx: &mut Tx, events: &[(&Event, Option<Place>)]) -> sqlx::Result<()> {
+/// How far a chain is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// Its last record.
+    pub through: u64,
+    /// That one's hash; none before the first record that has one.
+    pub head: Option<Hash>,
+}
+
+/// What a transaction adds to a chain.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Advance {
+    /// Records that the proxy says were lost since the spool began.
+    pub lost: u64,
+    /// Numbers that were passed over.
+    pub gaps: u64,
+    /// Records that did not follow from the one before.
+    pub breaks: u64,
+}
+
+/// Adds acts of ours to their chain.
+pub(super) async fn append_own(tx: &mut Tx, notes: Vec<Event>) -> sqlx::Result<()> {
+    let Stored { mut through, head } = lock_spool(tx, Uuid::nil(), trail::OWN_CHAIN).await?;
+    let mut hash = head.unwrap_or(Hash::START);
+    for mut event in notes {
+        through += 1;
+        // Two notes of one request at one moment would be one row.
+        for _ in 0..MOST_DOUBLES {
+            let link = Link::new(trail::OWN_CHAIN, through, &hash, &event);
+            let place = Place { chain: trail::OWN_CHAIN, sequence: through, link };
+            if insert(tx, &[(&event, place)]).await? == 1 {
+                hash = link.hash;
+                break;
+            }
+            event.occurred_at += chrono::TimeDelta::microseconds(1);
+        }
+    }
+    let to = Stored { through, head: Some(hash) };
+    advance_spool(tx, Uuid::nil(), trail::OWN_CHAIN, to, Advance::default()).await
+}
+
+/// Adds events. One that is there already, by id and time, is left as it is; the answer says how many were added.
+pub async fn insert(tx: &mut Tx, events: &[(&Event, Place)]) -> sqlx::Result<u64> {
     const INTO: &str = "INSERT INTO audit_events (id, tenant, occurred_at, action, outcome, principal_id,
         principal_name, api_key_id, client_ip, client_name, protocol_version, server_id, server_name, target, rule,
         reason, http_status, rpc_code, duration_us, upstream_us, request_bytes, response_bytes, request_payload,
-        response_payload, revision, proxy_id, resource, detail, spool_id, sequence) ";
+        response_payload, revision, proxy_id, resource, detail, spool_id, sequence, digest, hash, attest) ";
+    let mut added = 0;
     for rows in events.chunks(ROWS) {
-        on_tx!(tx, |conn| {
+        added += on_tx!(tx, |conn| {
             let mut query = QueryBuilder::new(INTO);
             query.push_values(rows, |mut row, (event, place)| {
                 row.push_bind(event.id)
@@ -68,48 +115,56 @@ pub async fn insert(tx: &mut Tx, events: &[(&Event, Option<Place>)]) -> sqlx::Re
                     .push_bind(event.proxy_id)
                     .push_bind(&event.resource)
                     .push_bind(&event.detail)
-                    .push_bind(place.map(|p| p.spool))
-                    .push_bind(place.map(|p| signed(p.sequence)));
+                    .push_bind(place.chain)
+                    .push_bind(signed(place.sequence))
+                    .push_bind(place.link.digest.0.as_slice())
+                    .push_bind(place.link.hash.0.as_slice())
+                    .push_bind(place.link.attest.as_ref().map(|signature| signature.0.as_slice()));
             });
             query.push(" ON CONFLICT DO NOTHING");
             // Each length is a text of its own, so only whole chunks are worth remembering as prepared.
-            query.build().persistent(rows.len() == ROWS || rows.len() == 1).execute(conn).await.map(drop)
+            let query = query.build().persistent(rows.len() == ROWS || rows.len() == 1);
+            query.execute(conn).await.map(|done| done.rows_affected())
         })?;
     }
-    Ok(())
+    Ok(added)
 }
 
-/// Locks the row of a spool, made where there is none, and gives how far it is stored.
-pub async fn lock_spool(tx: &mut Tx, proxy: Uuid, spool: Uuid) -> sqlx::Result<u64> {
+/// Locks the row of a chain, made where there is none, and gives how far it is stored.
+pub async fn lock_spool(tx: &mut Tx, proxy: Uuid, spool: Uuid) -> sqlx::Result<Stored> {
     const SQL: &str = "INSERT INTO audit_spools (proxy_id, spool_id, stored_through, lost, updated_at)
         VALUES ($1, $2, 0, 0, $3)
         ON CONFLICT (proxy_id, spool_id) DO UPDATE SET updated_at = excluded.updated_at
-        RETURNING stored_through";
-    let through: i64 = on_tx!(tx, |conn| sqlx::query_scalar(SQL)
+        RETURNING stored_through, head";
+    let (through, head): (i64, Option<Vec<u8>>) = on_tx!(tx, |conn| sqlx::query_as(SQL)
         .bind(proxy)
         .bind(spool)
         .bind(micros(Utc::now()))
         .fetch_one(conn)
         .await)?;
-    Ok(unsigned(through))
+    Ok(Stored { through: unsigned(through), head: head.and_then(|head| Hash::read(&head)) })
 }
 
-/// Notes how far a locked spool is stored, and how much it lost; what is lost is never found again.
+/// Notes how far a locked chain is stored; what is lost is never found again.
 pub async fn advance_spool(
     tx: &mut Tx,
     proxy: Uuid,
     spool: Uuid,
-    through: u64,
-    lost: u64,
+    to: Stored,
+    by: Advance,
 ) -> sqlx::Result<()> {
     const SQL: &str =
-        "UPDATE audit_spools SET stored_through = $3, lost = CASE WHEN lost < $4 THEN $4 ELSE lost END
+        "UPDATE audit_spools SET stored_through = $3, lost = CASE WHEN lost < $4 THEN $4 ELSE lost END,
+            head = $5, gaps = gaps + $6, breaks = breaks + $7
         WHERE proxy_id = $1 AND spool_id = $2";
     on_tx!(tx, |conn| sqlx::query(SQL)
         .bind(proxy)
         .bind(spool)
-        .bind(signed(through))
-        .bind(signed(lost))
+        .bind(signed(to.through))
+        .bind(signed(by.lost))
+        .bind(to.head.as_ref().map(|head| head.0.as_slice()))
+        .bind(signed(by.gaps))
+        .bind(signed(by.breaks))
         .execute(conn)
         .await
         .map(drop))
@@ -212,6 +267,8 @@ macro_rules! push_filter {
         }
     }};
 }
+
+pub(super) use push_filter;
 
 /// Events of a tenant, newest first, before a place.
 pub async fn search(
@@ -373,32 +430,6 @@ pub async fn make_partition(db: &Db, month: DateTime<Utc>) -> sqlx::Result<bool>
     Ok(true)
 }
 
-/// Removes up to `most` events older than a time; on Postgres also whole months, which costs nothing. Returns
-/// how many rows were removed one by one.
-pub async fn forget(db: &Db, before: DateTime<Utc>, most: u32) -> sqlx::Result<u64> {
-    const SQL: &str = "DELETE FROM audit_events WHERE (id, occurred_at) IN (
-        SELECT id, occurred_at FROM audit_events WHERE occurred_at < $1 LIMIT $2)";
-    let pool = match &db.pool {
-        Pool::Pg(pool, _) => pool,
-        Pool::Lite(pool) => {
-            let done = sqlx::query(SQL).bind(before).bind(i64::from(most)).execute(pool).await?;
-            return Ok(done.rows_affected());
-        }
-    };
-    const MONTHS: &str = "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-        WHERE i.inhparent = 'audit_events'::regclass";
-    // The role that statements run as only adds to the trail.
-    let mut conn = owner(pool).await?;
-    let tables: Vec<String> = sqlx::query_scalar(MONTHS).fetch_all(&mut conn).await?;
-    for table in tables.iter().filter(|table| ended_before(table, before)) {
-        // The name comes from the catalogue and was matched against our own form.
-        sqlx::query(sqlx::AssertSqlSafe(format!("DROP TABLE {table}"))).execute(&mut conn).await?;
-    }
-    let done = sqlx::query(SQL).bind(before).bind(i64::from(most)).execute(&mut conn).await?;
-    conn.close().await?;
-    Ok(done.rows_affected())
-}
-
 /// Name and bounds of a month's partition.
 fn partition(time: DateTime<Utc>) -> Option<(String, String, String)> {
     use chrono::{Datelike as _, Months, NaiveDate};
@@ -411,20 +442,17 @@ fn partition(time: DateTime<Utc>) -> Option<(String, String, String)> {
     ))
 }
 
-/// Whether a table is a month that ended before a time.
-fn ended_before(table: &str, time: DateTime<Utc>) -> bool {
-    let ended = || {
-        let (year, month) = table.strip_prefix("audit_events_")?.split_once('_')?;
-        let from = chrono::NaiveDate::from_ymd_opt(year.parse().ok()?, month.parse().ok()?, 1)?;
-        let to = from.checked_add_months(chrono::Months::new(1))?.and_hms_opt(0, 0, 0)?;
-        Some(to.and_utc() <= time)
-    };
-    ended().unwrap_or(false)
+/// The time that a month's partition is for; none for another table.
+pub(super) fn month_of(table: &str) -> Option<(DateTime<Utc>, DateTime<Utc>)> {
+    let (year, month) = table.strip_prefix("audit_events_")?.split_once('_')?;
+    let from = chrono::NaiveDate::from_ymd_opt(year.parse().ok()?, month.parse().ok()?, 1)?;
+    let to = from.checked_add_months(chrono::Months::new(1))?;
+    Some((from.and_hms_opt(0, 0, 0)?.and_utc(), to.and_hms_opt(0, 0, 0)?.and_utc()))
 }
 
 /// An event as it is stored.
 #[derive(Debug, sqlx::FromRow)]
-struct EventRow {
+pub(super) struct EventRow {
     id: Uuid,
     tenant: String,
     occurred_at: DateTime<Utc>,
@@ -504,15 +532,15 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_months_of_ours_are_dropped() {
-        let time = "2026-12-01T00:00:00Z".parse().unwrap();
+    fn only_months_of_ours_are_dropped() {
         for (table, expected) in [
-            ("audit_events_2026_11", true),
-            ("audit_events_2026_12", false),
-            ("audit_events_default", false),
-            ("servers", false),
+            ("audit_events_2026_12", Some("2027-01-01T00:00:00Z")),
+            ("audit_events_default", None),
+            ("audit_events_2026_13", None),
+            ("servers", None),
         ] {
-            assert_eq!(ended_before(table, time), expected, "{table}");
+            let end = month_of(table).map(|(_, to)| to);
+            assert_eq!(end, expected.map(|end| end.parse().unwrap()), "{table}");
         }
     }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use waffles_core::audit::micros;
 use waffles_core::snapshot::{Kind, ResourceKey};
 
-use super::{Db, Tx, on_db, on_tx, read};
+use super::{Begun, Db, Tx, on_db, on_tx, read};
 
 /// Rows a statement.
 const ROWS: usize = 500;
@@ -33,7 +33,7 @@ pub async fn append(tx: &mut Tx, key: &ResourceKey, removed: bool) -> sqlx::Resu
         .execute(conn)
         .await
         .map(drop))?;
-    if let Tx::Pg(pg) = tx {
+    if let Begun::Pg(pg) = &mut tx.begun {
         sqlx::query(NOTIFY).bind(CHANNEL).execute(&mut **pg).await?;
     }
     Ok(unsigned(revision))
@@ -66,7 +66,7 @@ pub async fn append_all(tx: &mut Tx, changes: &[(ResourceKey, bool)]) -> sqlx::R
             query.build().persistent(false).execute(conn).await.map(drop)
         })?;
     }
-    if let Tx::Pg(pg) = tx {
+    if let Begun::Pg(pg) = &mut tx.begun {
         sqlx::query(NOTIFY).bind(CHANNEL).execute(&mut **pg).await?;
     }
     Ok(unsigned(last))

@@ -98,28 +98,38 @@ async fn check_role(conn: &mut PgConnection, role: &str) -> Result<(), OpenError
     Ok(())
 }
 
-/// Gives the role what the statements need: all rows of every table but the audit trail's, which it only adds to. Asks
-/// first, since most starts change nothing.
+/// The tables that the role only adds to: what stands in the audit trail, and what was signed for it.
+const TRAIL: &str = "'audit_events', 'audit_checkpoints', 'audit_heads', 'audit_forgotten'";
+
+/// Gives the role what the statements need: all rows of every table but those of the audit trail, which it only adds to.
+/// Asks first, since most starts change nothing.
 async fn grant(conn: &mut PgConnection, role: &str) -> sqlx::Result<()> {
     const SCHEMA: &str = "SELECT current_schema()::text,
         has_schema_privilege($1::name, current_schema()::text, 'USAGE')";
-    const TABLES: &str = "SELECT c.oid::regclass::text, c.relname = 'audit_events' FROM pg_class c
+    let tables = format!(
+        "SELECT c.oid::regclass::text, c.relname IN ({TRAIL}) FROM pg_class c
         WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')
             AND NOT c.relispartition AND c.relname <> '_sqlx_migrations'
             AND NOT (has_table_privilege($1::name, c.oid, 'SELECT')
                 AND has_table_privilege($1::name, c.oid, 'INSERT')
-                AND (c.relname = 'audit_events' OR (has_table_privilege($1::name, c.oid, 'UPDATE')
-                    AND has_table_privilege($1::name, c.oid, 'DELETE'))))";
+                AND (c.relname IN ({TRAIL}) OR (has_table_privilege($1::name, c.oid, 'UPDATE')
+                    AND has_table_privilege($1::name, c.oid, 'DELETE'))))"
+    );
+    let wide = format!(
+        "SELECT c.oid::regclass::text FROM pg_class c
+        WHERE c.relnamespace = current_schema()::regnamespace AND c.relname IN ({TRAIL})
+            AND has_table_privilege($1::name, c.oid, 'UPDATE, DELETE, TRUNCATE')"
+    );
     const SEQUENCES: &str = "SELECT c.oid::regclass::text FROM pg_class c
         WHERE c.relnamespace = current_schema()::regnamespace
             AND CASE WHEN c.relkind = 'S' THEN NOT has_sequence_privilege($1::name, c.oid, 'USAGE') ELSE FALSE END";
-    const TRAIL: &str = "SELECT has_table_privilege($1::name, 'audit_events', 'UPDATE, DELETE, TRUNCATE')";
     let name = quoted(role);
     let (schema, usable): (String, bool) = sqlx::query_as(SCHEMA).bind(role).fetch_one(&mut *conn).await?;
     if !usable {
         run(conn, format!("GRANT USAGE ON SCHEMA {} TO {name}", quoted(&schema))).await?;
     }
-    let tables: Vec<(String, bool)> = sqlx::query_as(TABLES).bind(role).fetch_all(&mut *conn).await?;
+    let tables: Vec<(String, bool)> =
+        sqlx::query_as(AssertSqlSafe(tables)).bind(role).fetch_all(&mut *conn).await?;
     for (table, only_adds) in tables {
         let rights = if only_adds { "SELECT, INSERT" } else { "SELECT, INSERT, UPDATE, DELETE" };
         run(conn, format!("GRANT {rights} ON {table} TO {name}")).await?;
@@ -128,9 +138,9 @@ async fn grant(conn: &mut PgConnection, role: &str) -> sqlx::Result<()> {
     for sequence in sequences {
         run(conn, format!("GRANT USAGE ON SEQUENCE {sequence} TO {name}")).await?;
     }
-    let wide: bool = sqlx::query_scalar(TRAIL).bind(role).fetch_one(&mut *conn).await?;
-    if wide {
-        run(conn, format!("REVOKE UPDATE, DELETE, TRUNCATE ON audit_events FROM {name}")).await?;
+    let wide: Vec<String> = sqlx::query_scalar(AssertSqlSafe(wide)).bind(role).fetch_all(&mut *conn).await?;
+    for table in wide {
+        run(conn, format!("REVOKE UPDATE, DELETE, TRUNCATE ON {table} FROM {name}")).await?;
     }
     Ok(())
 }

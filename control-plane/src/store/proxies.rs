@@ -156,7 +156,8 @@ pub async fn lost_records(db: &Db, proxies: &[Uuid]) -> sqlx::Result<Vec<(Uuid, 
     let rows: Vec<(Uuid, i64)> = read(|| async {
         on_db!(db, |pool| {
             let mut query = QueryBuilder::new(
-                "SELECT proxy_id, CAST(SUM(lost) AS BIGINT) FROM audit_spools WHERE proxy_id IN (",
+                "SELECT proxy_id, CAST(SUM(CASE WHEN lost < gaps THEN gaps ELSE lost END) AS BIGINT)
+                FROM audit_spools WHERE proxy_id IN (",
             );
             let mut list = query.separated(", ");
             for proxy in proxies {

@@ -9,6 +9,12 @@ use waffles_proto::audit::v1::audit_ingest_service_client::AuditIngestServiceCli
 use waffles_proto::audit::v1::audit_service_client::AuditServiceClient;
 use waffles_proto::audit::v1::upload_request::Message;
 
+use prost::Message as _;
+use waffles_control_plane::audit::retention;
+use waffles_control_plane::store::{Db, DbConfig};
+use waffles_control_plane::upkeep;
+use waffles_core::trail::{Hash, Report, Signer, Verifier, digest, link};
+
 use super::enrolled::Enrolled;
 use super::{Database, Operator, Plane, SOON};
 
@@ -62,7 +68,7 @@ pub fn record(spool: Uuid, sequence: u64) -> pb::SequencedEvent {
         request_payload: r#"{"a":1}"#.into(),
         ..Default::default()
     };
-    pb::SequencedEvent { sequence, event: Some(event) }
+    pb::SequencedEvent { sequence, event: Some(event), hash: Vec::new() }
 }
 
 fn records(spool: Uuid, range: std::ops::RangeInclusive<u64>) -> Vec<pb::SequencedEvent> {
@@ -150,7 +156,7 @@ async fn a_record_that_makes_no_sense_is_kept_as_one_that_says_so() {
         upload
             .send(vec![
                 with(1, |e| e.id = "x".into()),
-                pb::SequencedEvent { sequence: 2, event: None },
+                pb::SequencedEvent { sequence: 2, event: None, hash: Vec::new() },
                 with(3, |e| e.tenant = "nobody".into()),
                 with(4, |e| e.target = "a\0b\n\u{1b}[31m".into()),
                 with(5, |e| e.request_payload = "\0".repeat(10)),
@@ -171,9 +177,9 @@ async fn a_record_that_makes_no_sense_is_kept_as_one_that_says_so() {
             .await;
         assert_eq!(upload.receipt().await, 10);
         let events = search(&admin, of(proxy), 2).await;
-        assert_eq!(events.len(), 9, "only the repeated one is left out");
+        assert_eq!(events.len(), 10, "the repeated one is kept as one that says so");
         let malformed: Vec<_> = events.iter().filter(|e| e.action == "audit.malformed").collect();
-        assert_eq!(malformed.len(), 2);
+        assert_eq!(malformed.len(), 3);
         assert!(malformed.iter().all(|e| e.reason == "malformed_record" && e.detail.contains("sequence")));
         assert!(events.iter().all(|e| e.tenant == "default" && e.proxy_id == proxy.to_string()));
         assert!(events.iter().any(|e| e.detail.contains("claimed_tenant") && e.detail.contains("nobody")));
@@ -266,6 +272,115 @@ async fn who_follows_sees_each_event_once_in_the_order_of_storing() {
         drop(upload);
         let (ended, ()) = tokio::join!(tail.message(), plane.stop());
         assert!(ended.unwrap().is_none(), "the drain ends it");
+        database.drop().await;
+    }
+}
+
+/// As a proxy sends it, behind a record of this hash.
+fn linked(proxy: Uuid, spool: Uuid, sequence: u64, previous: &mut Hash) -> pb::SequencedEvent {
+    let mut record = record(spool, sequence);
+    record.event.as_mut().unwrap().proxy_id = proxy.to_string();
+    let encoded = record.event.as_ref().unwrap().encode_to_vec();
+    *previous = link(spool, sequence, previous, &digest(&encoded));
+    pb::SequencedEvent { hash: previous.0.to_vec(), ..record }
+}
+
+async fn verified(admin: &Operator) -> Report {
+    let request = admin.ask(pb::ExportEventsRequest::default());
+    let mut client = AuditServiceClient::new(admin.channel.clone());
+    let mut parts = client.export_events(request).await.unwrap().into_inner();
+    let (mut verifier, mut number) = (Verifier::new(None), 0);
+    while let Some(part) = parts.message().await.unwrap() {
+        for line in String::from_utf8(part.lines).unwrap().lines() {
+            number += 1;
+            verifier.text(number, line);
+        }
+    }
+    verifier.finish()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_that_breaks_on_the_way_is_stored_and_told() {
+    for database in Database::all().await {
+        let plane = Plane::start(&database).await;
+        let admin = plane.sign_in().await;
+        let (who, spool) = (Enrolled::new(&plane).await, Uuid::now_v7());
+        let (mut upload, _) = Upload::open(&plane, &who, spool).await;
+        let mut hash = Hash::START;
+        let mut records: Vec<_> = (1..=3).map(|n| linked(who.id, spool, n, &mut hash)).collect();
+        // The fourth was linked, and is lost from the disk of the proxy; the sixth and seventh had never been there.
+        linked(who.id, spool, 4, &mut hash);
+        records.extend([5, 8].map(|n| linked(who.id, spool, n, &mut hash)));
+        // One that has to be cleaned is no break.
+        let mut unclean = record(spool, 9);
+        unclean.event.as_mut().unwrap().target = "a\u{202e}b".into();
+        hash = link(spool, 9, &hash, &digest(&unclean.event.as_ref().unwrap().encode_to_vec()));
+        records.push(pb::SequencedEvent { hash: hash.0.to_vec(), ..unclean });
+        records.push(linked(who.id, spool, 10, &mut hash));
+        upload.send(records).await;
+        assert_eq!(upload.receipt().await, 10);
+        let told = pb::EventFilter { action: "audit.chain_broken".into(), ..Default::default() };
+        let told = search(&admin, told, 100).await;
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].resource.contains(&who.id.to_string()) && told[0].detail.contains("\"sequence\":5"));
+        let report = verified(&admin).await;
+        assert_eq!(report.findings, []);
+        assert_eq!((report.attested, report.lost), (2, 3), "{report:?}");
+        assert!(report.events > 7 && report.unchained == 0);
+        // A proxy of the version before links nothing, and the control plane does.
+        let old = Uuid::now_v7();
+        let (mut upload, _) = Upload::open(&plane, &who, old).await;
+        upload.send(records_of(old)).await;
+        upload.receipt().await;
+        assert!(verified(&admin).await.is_clean());
+        plane.stop().await;
+        database.drop().await;
+    }
+}
+
+fn records_of(spool: Uuid) -> Vec<pb::SequencedEvent> {
+    records(spool, 1..=5)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_dropped_because_of_its_age_leaves_a_trail_that_is_whole() {
+    for database in Database::all().await {
+        let plane = Plane::start(&database).await;
+        let admin = plane.sign_in().await;
+        let (who, spool) = (Enrolled::new(&plane).await, Uuid::now_v7());
+        let (mut upload, _) = Upload::open(&plane, &who, spool).await;
+        let db = Db::connect(&DbConfig::new(database.url.clone())).await.unwrap();
+        let now = waffles_core::audit::micros(chrono::Utc::now());
+        // So that on Postgres some of it is in months of its own.
+        upkeep::make_partitions(&db, now - chrono::TimeDelta::days(400)).await.unwrap();
+        let mut hash = Hash::START;
+        let mut sent = Vec::new();
+        // Ages in days: a long stream ends late, so that the order of writing is not that of beginning.
+        for (sequence, days) in (1..).zip([400, 399, 30, 398, 20, 10, 397, 396, 2, 1, 500]) {
+            let mut record = record(spool, sequence * 2);
+            let event = record.event.as_mut().unwrap();
+            event.occurred_at.as_mut().unwrap().seconds -= days * 86_400;
+            hash = link(spool, record.sequence, &hash, &digest(&event.encode_to_vec()));
+            sent.push(pb::SequencedEvent { hash: hash.0.to_vec(), ..record });
+        }
+        upload.send(sent).await;
+        assert_eq!(upload.receipt().await, 22);
+        let before = verified(&admin).await;
+        assert_eq!(before.findings, []);
+        let cutoff = now - chrono::TimeDelta::days(100);
+        // The key of another control plane signs for nothing here.
+        let report = {
+            let signer = plane.services.audit.signer();
+            while retention::forget(&db, signer, cutoff, 2).await.unwrap() > 0 {}
+            verified(&admin).await
+        };
+        assert_eq!(report.findings, []);
+        assert_eq!(report.events + 6, before.events);
+        assert!(report.forgotten >= 6 && report.forgotten_before == Some(cutoff), "{report:?}");
+        retention::forget(&db, &Signer::new(&[1; 32]), now - chrono::TimeDelta::days(15), 100).await.unwrap();
+        assert!(!verified(&admin).await.is_clean());
+        db.close().await;
+        plane.stop().await;
         database.drop().await;
     }
 }

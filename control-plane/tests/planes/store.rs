@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
+use waffles_control_plane::audit::retention;
 use waffles_control_plane::store::changes::{self, Claim};
 use waffles_control_plane::store::servers::{self, NameClaim};
 use waffles_control_plane::store::{Db, DbConfig, audit, principals};
@@ -13,6 +14,7 @@ use waffles_core::audit::{Event, micros};
 use waffles_core::credential::{ApiKey, ApiKeyParts, KeyLimits};
 use waffles_core::principal::Principal;
 use waffles_core::snapshot::{Kind, ResourceKey};
+use waffles_core::trail::Signer;
 
 use super::Database;
 
@@ -136,10 +138,10 @@ async fn old_events_are_forgotten_and_only_those() {
         let ages = [400, 390, 1000, 2, 0];
         let events: Vec<_> = ages.iter().map(|days| event(now - TimeDelta::days(*days), "s")).collect();
         let mut tx = db.begin().await.unwrap();
-        let rows: Vec<_> = events.iter().map(|event| (event, None)).collect();
-        audit::insert(&mut tx, &rows).await.unwrap();
+        events.iter().for_each(|event| tx.note(event.clone()));
         tx.commit().await.unwrap();
-        while audit::forget(&db, now - TimeDelta::days(100), 1).await.unwrap() > 0 {}
+        let signer = Signer::new(&[1; 32]);
+        while retention::forget(&db, &signer, now - TimeDelta::days(100), 1).await.unwrap() > 0 {}
         let left = audit::search(&db, "default", &audit::EventFilter::default(), None, 100).await.unwrap();
         assert_eq!(left.iter().map(|event| event.id).collect::<Vec<_>>(), [events[4].id, events[3].id]);
         end(db, database).await;
@@ -173,10 +175,10 @@ async fn a_name_is_free_again_when_the_trail_has_forgotten_its_server() {
         let mut tx = db.begin().await.unwrap();
         servers::insert(&mut tx, &server, b"").await.unwrap();
         assert_eq!(servers::delete(&mut tx, "default", "demo", now).await.unwrap(), Some(first));
-        audit::insert(&mut tx, &[(&event(now, "demo"), None)]).await.unwrap();
+        tx.note(event(now, "demo"));
         tx.commit().await.unwrap();
         assert_eq!(claim(second).await, NameClaim::Remembered);
-        audit::forget(&db, now + TimeDelta::days(1), 100).await.unwrap();
+        retention::forget(&db, &Signer::new(&[1; 32]), now + TimeDelta::days(1), 100).await.unwrap();
         assert_eq!(claim(second).await, NameClaim::Granted);
         end(db, database).await;
     }

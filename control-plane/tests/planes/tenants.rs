@@ -5,11 +5,13 @@ use chrono::Utc;
 use sqlx::{Connection as _, PgConnection};
 use tonic::Code;
 use uuid::Uuid;
+use waffles_control_plane::audit::retention;
 use waffles_control_plane::store::servers::{self, ServerFilter};
-use waffles_control_plane::store::{Db, DbConfig, OpenError, audit};
+use waffles_control_plane::store::{Db, DbConfig, OpenError};
 use waffles_control_plane::upkeep;
 use waffles_core::audit::{Event, micros};
 use waffles_core::server::{Credential, Server, Spec};
+use waffles_core::trail::Signer;
 
 use waffles_proto::auth::v1 as auth;
 use waffles_proto::auth::v1::auth_service_client::AuthServiceClient;
@@ -200,7 +202,7 @@ async fn two_tenants(database: &Database, connections: u32) -> Db {
         let event = Event { tenant: tenant.into(), server_name: "demo".into(), ..Event::new(server.id, now) };
         let mut tx = db.of(tenant).begin().await.unwrap();
         servers::insert(&mut tx, &server, b"").await.unwrap();
-        audit::insert(&mut tx, &[(&event, None)]).await.unwrap();
+        tx.note(event);
         tx.commit().await.unwrap();
     }
     db
@@ -282,6 +284,10 @@ async fn a_statement_writes_no_rows_of_another_tenant() {
         ("UPDATE audit_events SET reason = ''", "42501"),
         ("DELETE FROM audit_events", "42501"),
         ("TRUNCATE audit_events", "42501"),
+        ("UPDATE audit_checkpoints SET number = 7", "42501"),
+        ("DELETE FROM audit_checkpoints", "42501"),
+        ("DELETE FROM audit_heads", "42501"),
+        ("DELETE FROM audit_forgotten", "42501"),
         ("SELECT * FROM audit_events_default", "42501"),
         // Neither the structure nor the history of the database is the role's.
         ("ALTER TABLE servers DISABLE ROW LEVEL SECURITY", "42501"),
@@ -396,9 +402,11 @@ async fn an_owner_who_may_make_no_role_is_told_what_to_run() {
     let now = micros(Utc::now());
     let event = Event { tenant: "default".into(), ..Event::new(Uuid::now_v7(), now) };
     let mut tx = db.of("default").begin().await.unwrap();
-    audit::insert(&mut tx, &[(&event, None)]).await.unwrap();
+    tx.note(event);
     tx.commit().await.unwrap();
-    assert_eq!(audit::forget(&db, now + chrono::TimeDelta::days(1), 10).await.unwrap(), 1);
+    let signer = Signer::new(&[1; 32]);
+    let until = now + chrono::TimeDelta::seconds(1);
+    assert_eq!(retention::forget(&db, &signer, until, 10).await.unwrap(), 1);
 
     // A role that could look past the policies is none.
     raw(&database, &format!("ALTER ROLE \"{name}_app\" BYPASSRLS")).await.unwrap();

@@ -20,14 +20,17 @@ use crc32fast::Hasher;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 use uuid::Uuid;
+use waffles_core::trail::{self, Hash};
 
 pub use files::OpenError;
 pub(crate) use read::{Cursor, Record};
 
-/// Before each record: its length, its checksum and its sequence number.
-pub(crate) const HEAD: usize = 16;
+/// Before each record: its length, its checksum, its sequence number and its hash.
+pub(crate) const HEAD: usize = 48;
+/// The same in a segment that was written before records had a hash.
+const BARE_HEAD: usize = 16;
 /// The longest record. With its place in a batch it stays within a batch's 1 MiB.
-pub(crate) const MAX_PAYLOAD: usize = (1 << 20) - 64;
+pub(crate) const MAX_PAYLOAD: usize = (1 << 20) - 128;
 /// What a record in the ring costs beside its bytes.
 const RING_OVERHEAD: usize = 48;
 
@@ -84,6 +87,8 @@ struct Book {
     active: Option<Arc<File>>,
     bytes: u64,
     next: u64,
+    /// The hash of the record before `next`, wherever that one is: what is lost has none.
+    hash: Hash,
     /// The last record on disk.
     stored: u64,
     acknowledged: u64,
@@ -171,6 +176,7 @@ impl Spool {
     fn append_within(&self, frame: &mut [u8], most: u64) {
         // All that does not need the sequence number is done before the lock.
         let checksum = self.shared.checksum(frame);
+        let digest = trail::digest(frame.get(HEAD..).unwrap_or_default());
         let mut book = self.shared.book.lock();
         let sequence = book.next;
         book.next += 1;
@@ -179,14 +185,20 @@ impl Spool {
             self.shared.work.notify_one();
             return;
         }
-        seal(frame, checksum, sequence);
+        let hash = trail::link(self.shared.id, sequence, &book.hash, &digest);
+        seal(frame, checksum, sequence, &hash);
         if book.ring.is_empty() {
             match self.shared.write(&mut book, sequence, frame) {
-                Ok(()) => return,
+                Ok(()) => {
+                    book.hash = hash;
+                    return;
+                }
                 Err(error) => book.fail(&error),
             }
         }
-        book.hold(sequence, frame, self.shared.limits.ring);
+        if book.hold(sequence, frame, self.shared.limits.ring) {
+            book.hash = hash;
+        }
         self.shared.judge(&book);
         if book.ring.len() < 2 {
             self.shared.work.notify_one();
@@ -352,15 +364,19 @@ impl Book {
         self.failure = Some(error.to_string());
     }
 
-    /// Keeps a record in the ring, or counts it as lost.
-    fn hold(&mut self, sequence: u64, frame: &[u8], most: usize) {
+    /// Keeps a record in the ring, or counts it as lost. Says which.
+    fn hold(&mut self, sequence: u64, frame: &[u8], most: usize) -> bool {
         let cost = frame.len() + RING_OVERHEAD;
-        if self.ring_bytes + cost <= most {
+        let fits = self.ring_bytes + cost <= most;
+        if fits {
             self.ring_bytes += cost;
             self.ring.push_back(Held { sequence, frame: frame.into() });
-            return;
+        } else {
+            self.lose(sequence);
         }
-        self.lose(sequence);
+        // Its number is used up, whatever becomes of this process.
+        self.position_changed = true;
+        fits
     }
 
     fn lose(&mut self, sequence: u64) {
@@ -378,13 +394,16 @@ impl Book {
 }
 
 /// Fills in the head of a record.
-fn seal(frame: &mut [u8], mut checksum: Hasher, sequence: u64) {
+fn seal(frame: &mut [u8], mut checksum: Hasher, sequence: u64, hash: &Hash) {
     let Some((head, payload)) = frame.split_first_chunk_mut::<HEAD>() else { return };
     checksum.update(&sequence.to_le_bytes());
+    checksum.update(&hash.0);
     let mut word = u128::from(length(payload));
     word |= u128::from(checksum.finalize()) << 32;
     word |= u128::from(sequence) << 64;
-    *head = word.to_le_bytes();
+    let (bare, linked) = head.split_at_mut(BARE_HEAD);
+    bare.copy_from_slice(&word.to_le_bytes());
+    linked.copy_from_slice(&hash.0);
 }
 
 fn length(payload: &[u8]) -> u32 {

@@ -295,7 +295,8 @@ async fn records(synced: &mut watch::Receiver<u64>, after: u64, at_once: bool) {
 }
 
 fn raw(record: Record) -> RawEvent {
-    RawEvent { sequence: record.sequence, event: record.payload }
+    let hash = record.hash.map(|hash| hash.0.to_vec()).unwrap_or_default();
+    RawEvent { sequence: record.sequence, event: record.payload, hash }
 }
 
 async fn send(requests: &mpsc::Sender<RawRequest>, request: RawRequest) -> Result<(), LinkError> {

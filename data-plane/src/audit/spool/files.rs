@@ -9,11 +9,14 @@ use std::path::{Path, PathBuf};
 use crc32fast::Hasher;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use waffles_core::trail::Hash;
 
-use super::{Book, Segment, read};
+use super::{BARE_HEAD, Book, HEAD, Segment, read};
 use crate::durable;
 
-const MAGIC: [u8; 8] = *b"WFSPOOL1";
+const MAGIC: [u8; 8] = *b"WFSPOOL2";
+/// Of a segment whose records have no hash.
+const BARE_MAGIC: [u8; 8] = *b"WFSPOOL1";
 /// Before the records of a segment: the magic and the spool's id, in case that one's file is lost.
 pub(super) const SEGMENT_HEAD: u64 = 24;
 /// A larger segment is not one of ours.
@@ -54,6 +57,9 @@ pub(super) struct Position {
     pub(super) acknowledged: u64,
     pub(super) lost: u64,
     pub(super) next: u64,
+    /// The hash of the record before `next`. Counts where no segment tells.
+    #[serde(default)]
+    pub(super) hash: Option<Hash>,
 }
 
 impl Position {
@@ -107,7 +113,7 @@ pub(super) fn open(dir: &Path) -> Result<Opened, OpenError> {
         }
     };
     let position = position.unwrap_or_default();
-    let (stored, floor) = last_record(dir, id, &mut segments).map_err(at(dir))?;
+    let Tail { stored, floor, hash } = last_record(dir, id, &mut segments).map_err(at(dir))?;
     let first = segments.front().map_or(stored + 1, |segment| segment.first);
     let next = position.next.max(stored + 1).max(floor).max(position.acknowledged + 1);
     let book = Book {
@@ -117,6 +123,8 @@ pub(super) fn open(dir: &Path) -> Result<Opened, OpenError> {
         // is left alone.
         active: None,
         next,
+        // A segment that was begun and never used, or is damaged, leaves what the position says.
+        hash: hash.or(position.hash).unwrap_or(Hash::START),
         stored: stored.max(position.acknowledged),
         acknowledged: position.acknowledged.max(first.saturating_sub(1)),
         ring: VecDeque::new(),
@@ -169,7 +177,7 @@ fn id(dir: &Path, segments: &VecDeque<Segment>) -> io::Result<Option<Uuid>> {
         let mut head = [0; SEGMENT_HEAD as usize];
         File::open(segment_path(dir, segment.first)).ok()?.read_exact(&mut head).ok()?;
         let (magic, id) = head.split_first_chunk::<8>()?;
-        (*magic == MAGIC).then(|| Uuid::from_slice(id).ok())?
+        (*magic == MAGIC || *magic == BARE_MAGIC).then(|| Uuid::from_slice(id).ok())?
     });
     if let Some(id) = found {
         tracing::warn!(spool.id = %id, "the file with the spool's id was lost, took it from a segment");
@@ -178,11 +186,26 @@ fn id(dir: &Path, segments: &VecDeque<Segment>) -> io::Result<Option<Uuid>> {
     Ok(found)
 }
 
-/// The last record on disk, which is made to survive a power cut, and the least number that can follow.
-fn last_record(dir: &Path, id: Uuid, segments: &mut VecDeque<Segment>) -> io::Result<(u64, u64)> {
+/// The bytes before each record of a segment that begins with these.
+pub(super) fn head_of(segment: &[u8]) -> usize {
+    if segment.starts_with(&BARE_MAGIC) { BARE_HEAD } else { HEAD }
+}
+
+/// The end of what is on disk.
+struct Tail {
+    /// The last record.
+    stored: u64,
+    /// The least number that can follow.
+    floor: u64,
+    /// The last record's hash, where it is whole and has one.
+    hash: Option<Hash>,
+}
+
+/// The last record on disk, which is made to survive a power cut.
+fn last_record(dir: &Path, id: Uuid, segments: &mut VecDeque<Segment>) -> io::Result<Tail> {
     let mut seed = Hasher::new();
     seed.update(id.as_bytes());
-    let Some(last) = segments.back().copied() else { return Ok((0, 1)) };
+    let Some(last) = segments.back().copied() else { return Ok(Tail { stored: 0, floor: 1, hash: None }) };
     let path = segment_path(dir, last.first);
     let file = File::open(&path)?;
     let mut bytes = Vec::new();
@@ -190,15 +213,32 @@ fn last_record(dir: &Path, id: Uuid, segments: &mut VecDeque<Segment>) -> io::Re
     let found = read::last(&bytes, &seed, last.first);
     file.sync_data()?;
     durable::sync_directory(dir)?;
-    let torn = bytes.len().saturating_sub(found.map_or(0, |(_, end)| end));
+    let torn = bytes.len().saturating_sub(found.map_or(0, |last| last.end));
     if found.is_none() && last.is_empty() {
         // Begun and never used: its name is the next record's, which will begin it again.
         segments.pop_back();
-        return Ok((last.first - 1, last.first));
+        let hash = hash_behind(dir, &seed, segments)?;
+        return Ok(Tail { stored: last.first - 1, floor: last.first, hash });
     }
     if torn > 0 {
         tracing::warn!(bytes = torn, "the end of the audit spool is torn: a record was being written");
     }
     // Where no record is whole there was at least one, whose number stays a gap.
-    Ok((found.map_or(last.first - 1, |(sequence, _)| sequence), last.first + 1))
+    let stored = found.map_or(last.first - 1, |record| record.sequence);
+    let hash = match found {
+        Some(record) => record.hash,
+        None => hash_behind(dir, &seed, segments)?,
+    };
+    Ok(Tail { stored, floor: last.first + 1, hash })
+}
+
+/// The hash of the last whole record of some segments, which are looked through from the end.
+fn hash_behind(dir: &Path, seed: &Hasher, segments: &VecDeque<Segment>) -> io::Result<Option<Hash>> {
+    for segment in segments.iter().rev() {
+        let bytes = std::fs::read(segment_path(dir, segment.first))?;
+        if let Some(record) = read::last(&bytes, seed, segment.first) {
+            return Ok(record.hash);
+        }
+    }
+    Ok(None)
 }

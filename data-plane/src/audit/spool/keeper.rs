@@ -137,6 +137,8 @@ fn sync(shared: &Shared) -> bool {
 fn note(shared: &Shared, closed: bool) {
     let position = {
         let mut book = shared.book.lock();
+        // What is in the ring is not on disk yet, and may never be, so that nothing can follow its hash.
+        let hash = book.ring.is_empty().then_some(book.hash);
         if closed && !book.ring.is_empty() {
             for held in std::mem::take(&mut book.ring) {
                 book.lose(held.sequence);
@@ -150,7 +152,7 @@ fn note(shared: &Shared, closed: bool) {
             return;
         }
         book.position_changed = false;
-        Position { acknowledged: book.acknowledged, lost: book.lost, next: book.next }
+        Position { acknowledged: book.acknowledged, lost: book.lost, next: book.next, hash }
     };
     if let Err(error) = position.write(&shared.dir) {
         tracing::debug!(%error, "cannot note the position of the audit spool");

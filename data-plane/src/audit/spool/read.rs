@@ -7,9 +7,10 @@ use std::os::unix::fs::FileExt as _;
 
 use bytes::Bytes;
 use crc32fast::Hasher;
+use waffles_core::trail::Hash;
 
-use super::files::{SEGMENT_HEAD, segment_path};
-use super::{HEAD, MAX_PAYLOAD, Segment, Spool};
+use super::files::{SEGMENT_HEAD, head_of, segment_path};
+use super::{BARE_HEAD, HEAD, MAX_PAYLOAD, Segment, Spool};
 
 /// Read at once, as a rule.
 const CHUNK: u64 = 448 << 10;
@@ -20,6 +21,8 @@ const LARGEST: u64 = (HEAD + MAX_PAYLOAD) as u64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) sequence: u64,
+    /// Over everything up to it; none of one that was written before records had a hash.
+    pub(crate) hash: Option<Hash>,
     /// The encoded event.
     pub(crate) payload: Bytes,
 }
@@ -31,6 +34,8 @@ pub(crate) struct Cursor {
     after: u64,
     segment: u64,
     offset: u64,
+    /// Bytes before each record of the segment.
+    head: usize,
     file: Option<File>,
 }
 
@@ -81,7 +86,11 @@ impl Spool {
 impl Cursor {
     fn enter(&mut self, spool: &Spool, segment: Segment) -> io::Result<()> {
         if self.segment != segment.first || self.file.is_none() {
-            self.file = Some(File::open(segment_path(&spool.shared.dir, segment.first))?);
+            let file = File::open(segment_path(&spool.shared.dir, segment.first))?;
+            let mut magic = [0; 8];
+            read_full_at(&file, &mut magic, 0)?;
+            self.head = head_of(&magic);
+            self.file = Some(file);
             self.segment = segment.first;
             self.offset = SEGMENT_HEAD;
             self.after = self.after.max(segment.first - 1);
@@ -122,7 +131,7 @@ impl Cursor {
         chunk.truncate(read);
         let is_end = (read as u64) < size || self.offset + size >= end;
         let chunk = Bytes::from(chunk);
-        let mut frames = Frames { bytes: &chunk, seed, at: 0, after: self.after, is_end };
+        let mut frames = Frames { bytes: &chunk, head: self.head, seed, at: 0, after: self.after, is_end };
         let mut records = Vec::new();
         let mut taken = 0;
         while records.len() < most {
@@ -135,7 +144,8 @@ impl Cursor {
             }
             taken += payload;
             self.after = frame.sequence;
-            records.push(Record { sequence: frame.sequence, payload: chunk.slice(frame.start..frame.end) });
+            let payload = chunk.slice(frame.start..frame.end);
+            records.push(Record { sequence: frame.sequence, hash: frame.hash, payload });
         }
         self.offset += frames.at as u64;
         if (read as u64) < size && frames.at >= read {
@@ -146,17 +156,20 @@ impl Cursor {
     }
 }
 
-/// The last whole record of a segment: its number, and where it ends.
-pub(super) fn last(bytes: &[u8], seed: &Hasher, first: u64) -> Option<(u64, usize)> {
-    let head = SEGMENT_HEAD as usize;
-    let bytes = bytes.get(head..)?;
-    let frames = Frames { bytes, seed, at: 0, after: first - 1, is_end: true };
-    frames.last().map(|frame| (frame.sequence, head + frame.end))
+/// The last whole record of a segment, with its place in all of the segment.
+pub(super) fn last(bytes: &[u8], seed: &Hasher, first: u64) -> Option<Frame> {
+    let begin = SEGMENT_HEAD as usize;
+    let head = head_of(bytes);
+    let bytes = bytes.get(begin..)?;
+    let frames = Frames { bytes, head, seed, at: 0, after: first - 1, is_end: true };
+    frames.last().map(|frame| Frame { start: begin + frame.start, end: begin + frame.end, ..frame })
 }
 
 /// Whole records in a stretch of a segment.
 struct Frames<'a> {
     bytes: &'a [u8],
+    /// Bytes before each record.
+    head: usize,
     seed: &'a Hasher,
     /// Everything before was read or stepped over.
     at: usize,
@@ -168,10 +181,11 @@ struct Frames<'a> {
 
 /// Where a payload stands.
 #[derive(Debug, Clone, Copy)]
-struct Frame {
-    sequence: u64,
+pub(super) struct Frame {
+    pub(super) sequence: u64,
+    pub(super) hash: Option<Hash>,
     start: usize,
-    end: usize,
+    pub(super) end: usize,
 }
 
 enum Look {
@@ -201,11 +215,12 @@ impl Iterator for Frames<'_> {
 
 impl Frames<'_> {
     fn look(&self) -> Look {
-        let Some((head, rest)) = self.bytes.get(self.at..).and_then(|rest| rest.split_first_chunk::<HEAD>())
-        else {
+        let rest = self.bytes.get(self.at..);
+        let Some((head, rest)) = rest.and_then(|rest| rest.split_at_checked(self.head)) else {
             return Look::Cut;
         };
-        let word = u128::from_le_bytes(*head);
+        let Some((word, linked)) = head.split_first_chunk::<BARE_HEAD>() else { return Look::Cut };
+        let word = u128::from_le_bytes(*word);
         let length = word as u32 as usize;
         let sequence = (word >> 64) as u64;
         // A spool does not live to write so many; a damaged number must not hide those that follow.
@@ -218,11 +233,12 @@ impl Frames<'_> {
         checksum.update(&(length as u32).to_le_bytes());
         checksum.update(payload);
         checksum.update(&sequence.to_le_bytes());
+        checksum.update(linked);
         if checksum.finalize() != (word >> 32) as u32 {
             return Look::Damaged;
         }
-        let start = self.at + HEAD;
-        Look::Whole(Frame { sequence, start, end: start + length })
+        let start = self.at + self.head;
+        Look::Whole(Frame { sequence, hash: Hash::read(linked), start, end: start + length })
     }
 }
 

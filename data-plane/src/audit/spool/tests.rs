@@ -189,7 +189,7 @@ fn bytes_inside_a_payload_are_not_taken_for_a_record() {
     let file = &segment_files(dir.path())[0];
     let mut bytes = fs::read(file).unwrap();
     // Damages the second record's head, so that its payload is searched.
-    bytes[24 + 17 + 2] ^= 0xff;
+    bytes[24 + HEAD + 1 + 2] ^= 0xff;
     fs::write(file, &bytes).unwrap();
     assert_eq!(numbers(&read_all(&open(dir.path()), 0)), [1, 3]);
 }
@@ -360,4 +360,112 @@ fn several_threads_may_append_at_once() {
         }
     });
     assert_eq!(numbers(&read_all(&spool, 0)), (1..=2000).collect::<Vec<_>>());
+}
+
+/// Whether each record follows from the one before it, from the first one of the spool on.
+fn is_chained(spool: &Spool, records: &[Record]) -> bool {
+    let mut previous = Hash::START;
+    records.iter().all(|record| {
+        let digest = trail::digest(&record.payload);
+        previous = trail::link(spool.id(), record.sequence, &previous, &digest);
+        record.hash == Some(previous)
+    })
+}
+
+#[test]
+fn the_chain_goes_on_over_kills_restarts_and_new_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = open(dir.path());
+    fill(&spool, 1..=150);
+    assert!(is_chained(&spool, &read_all(&spool, 0)));
+    let left = killed(dir.path());
+    drop(spool);
+    for path in [dir.path(), left.path()] {
+        let spool = open(path);
+        fill(&spool, 151..=200);
+        let records = read_all(&spool, 0);
+        assert!(records.len() == 200 && is_chained(&spool, &records));
+        drop(spool);
+        // Torn at the end, begun and never used, and without its position.
+        let last = segment_files(path).pop().unwrap();
+        let whole = fs::read(&last).unwrap();
+        fs::write(&last, &whole[..whole.len() - 5]).unwrap();
+        fs::remove_file(path.join("position")).unwrap();
+        let spool = open(path);
+        append(&spool, b"after");
+        let records = read_all(&spool, 0);
+        assert!(records.len() == 200 && is_chained(&spool, &records));
+    }
+}
+
+#[test]
+fn the_chain_goes_on_behind_what_was_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = open(dir.path());
+    fill(&spool, 1..=300);
+    let before = read_all(&spool, 0);
+    spool.acknowledge(300);
+    eventually("segments dropped", || segment_files(dir.path()).len() == 1);
+    drop(spool);
+    for file in segment_files(dir.path()) {
+        fs::remove_file(file).unwrap();
+    }
+    let spool = open(dir.path());
+    append(&spool, b"next");
+    let mut records = before;
+    records.extend(read_all(&spool, 300));
+    assert!(records.len() == 301 && is_chained(&spool, &records));
+}
+
+#[test]
+fn the_chain_goes_on_over_what_was_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { disk: 8 << 10, segment: 1 << 10, ring: 4 << 10, ..small() };
+    let spool = Spool::open(dir.path(), limits).unwrap();
+    fill(&spool, 1..=500);
+    let lost = spool.lost();
+    let mut records = Vec::new();
+    eventually("everything read", || {
+        records.extend(read_all(&spool, spool.acknowledged()));
+        spool.acknowledge(records.last().map_or(0, |record: &Record| record.sequence));
+        spool.is_sound()
+    });
+    fill(&spool, 501..=505);
+    records.extend(read_all(&spool, records.last().unwrap().sequence));
+    assert!(lost > 100 && records.len() as u64 + lost == 505);
+    assert!(is_chained(&spool, &records), "a gap is no break");
+}
+
+#[test]
+fn what_the_version_before_wrote_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = open(dir.path());
+    let id = spool.id();
+    fill(&spool, 1..=1);
+    drop(spool);
+    let mut seed = Hasher::new();
+    seed.update(id.as_bytes());
+    let mut bytes = [b"WFSPOOL1".as_slice(), id.as_bytes()].concat();
+    for sequence in 1..=3_u64 {
+        let payload = text(sequence);
+        let mut checksum = seed.clone();
+        checksum.update(&length(&payload).to_le_bytes());
+        checksum.update(&payload);
+        checksum.update(&sequence.to_le_bytes());
+        bytes.extend_from_slice(&length(&payload).to_le_bytes());
+        bytes.extend_from_slice(&checksum.finalize().to_le_bytes());
+        bytes.extend_from_slice(&sequence.to_le_bytes());
+        bytes.extend_from_slice(&payload);
+    }
+    fs::write(&segment_files(dir.path())[0], bytes).unwrap();
+    fs::remove_file(dir.path().join("position")).unwrap();
+    let spool = open(dir.path());
+    append(&spool, &text(4));
+    let records = read_all(&spool, 0);
+    assert_eq!(numbers(&records), [1, 2, 3, 4]);
+    assert!(records.iter().all(|record| record.payload == text(record.sequence)));
+    assert_eq!(
+        records.iter().map(|record| record.hash.is_some()).collect::<Vec<_>>(),
+        [false, false, false, true]
+    );
 }

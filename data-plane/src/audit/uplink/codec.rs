@@ -34,6 +34,8 @@ pub(super) struct RawEvent {
     pub(super) sequence: u64,
     #[prost(bytes = "bytes", tag = "2")]
     pub(super) event: Bytes,
+    #[prost(bytes = "vec", tag = "3")]
+    pub(super) hash: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -81,10 +83,10 @@ mod tests {
     #[test]
     fn raw_requests_are_the_contract_s_on_the_wire() {
         let event = pb::Event { id: "x".into(), http_status: 200, ..pb::Event::default() };
-        let raw = RawEvent { sequence: 7, event: event.encode_to_vec().into() };
+        let raw = RawEvent { sequence: 7, event: event.encode_to_vec().into(), hash: vec![5; 32] };
         let batch =
             RawRequest { batch: Some(RawBatch { events: vec![raw], lost: 3 }), ..RawRequest::default() };
-        let sequenced = pb::SequencedEvent { sequence: 7, event: Some(event) };
+        let sequenced = pb::SequencedEvent { sequence: 7, event: Some(event), hash: vec![5; 32] };
         let message = pb::upload_request::Message::Batch(pb::Batch { events: vec![sequenced], lost: 3 });
         let contract = pb::UploadRequest { message: Some(message) };
         assert_eq!(batch.encode_to_vec(), contract.encode_to_vec());
