@@ -33,6 +33,7 @@ mod durable;
 pub mod enrolment;
 mod link;
 pub mod metrics;
+pub mod overload;
 pub mod peers;
 pub mod record;
 pub mod reject;

@@ -24,6 +24,7 @@ use waffles_runtime::drain::Drain;
 use crate::flow::Flow;
 use crate::hub::Listening;
 use crate::listing;
+use crate::overload::Hold;
 use crate::permit::Permit;
 use crate::record::{End, Record};
 use crate::reject::{Reject, UpstreamFault};
@@ -129,6 +130,8 @@ pub struct Terms {
     pub current: Arc<Current>,
     /// The process's end.
     pub drain: Drain,
+    /// What is held of an event that has not come whole.
+    pub hold: Hold,
 }
 
 /// A stream on its way from a server to a client.
@@ -181,6 +184,7 @@ impl Relay {
             match self.decoder.next() {
                 Ok(Some(Item::Comment)) => continue,
                 Ok(Some(Item::Event(event))) => {
+                    self.terms.hold.shrink_to(0);
                     self.take(event);
                     continue;
                 }
@@ -195,7 +199,12 @@ impl Relay {
                     self.heard = Instant::now();
                     if let Ok(data) = frame.into_data() {
                         self.came = self.came.saturating_add(data.len());
+                        let fits = self.terms.hold.grow(data.len());
                         self.decoder.push(data);
+                        if !fits {
+                            self.fail(UpstreamFault::NoRoom);
+                            continue;
+                        }
                     }
                     if self.came > MAX_ANSWER && matches!(self.terms.purpose, Purpose::Answer(..)) {
                         self.fail(UpstreamFault::TooLarge);

@@ -82,8 +82,18 @@ const DATA_PLANE: &[Row] = &[
     row(&["main"]),
 ];
 
-const GROUND: &[&str] =
-    &["state", "discovery", "audit", "metrics", "reject", "durable", "link", "enrolment", "sightings"];
+const GROUND: &[&str] = &[
+    "state",
+    "discovery",
+    "audit",
+    "overload",
+    "metrics",
+    "reject",
+    "durable",
+    "link",
+    "enrolment",
+    "sightings",
+];
 
 const TALK: &[&str] =
     &["upstream", "stream", "flow", "front", "bridge", "hub", "federation", "shared", "peers"];

@@ -13,6 +13,7 @@ use waffles_mcp::{Kind, Limits, Message};
 
 use super::http::{Lease, collect};
 use super::{Answer, is_type};
+use crate::overload::Hold;
 use crate::reject::{Reject, UpstreamFault};
 use crate::stream::MAX_ANSWER;
 
@@ -24,6 +25,8 @@ const REFUSAL_TIME: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Inbox {
     source: Source,
+    /// What is held of a message that has not come whole.
+    hold: Option<Hold>,
     /// Bytes that have come.
     came: usize,
     /// A listening stream has no bound on all of its bytes together.
@@ -85,6 +88,7 @@ impl Heard {
         if answer.headers.contains_key(header::CONTENT_ENCODING) {
             return Err(Reject::upstream(UpstreamFault::BadAnswer, true));
         }
+        let hold = answer.body.hold();
         let source = if is_type(&answer.headers, "text/event-stream") {
             Source::Stream { lease: Box::new(answer.body), decoder: Box::default() }
         } else if is_type(&answer.headers, "application/json") {
@@ -95,14 +99,21 @@ impl Heard {
         } else {
             return Err(Reject::upstream(UpstreamFault::BadAnswer, true));
         };
-        Ok(Self::Inbox(Inbox { source, came: 0, endless: false, resume: Resume::default() }))
+        Ok(Self::Inbox(Inbox {
+            source,
+            hold: Some(hold),
+            came: 0,
+            endless: false,
+            resume: Resume::default(),
+        }))
     }
 }
 
 impl Inbox {
     /// The messages that the reader of a shared stream sorts out for one request.
     pub(super) fn shared(receiver: mpsc::Receiver<Message>) -> Self {
-        Self { source: Source::Shared(receiver), came: 0, endless: true, resume: Resume::default() }
+        let source = Source::Shared(receiver);
+        Self { source, hold: None, came: 0, endless: true, resume: Resume::default() }
     }
 
     /// For a stream that stays open: it may say any amount in the course of time.
@@ -127,6 +138,9 @@ impl Inbox {
                     match decoder.next() {
                         Ok(Some(Item::Comment)) => continue,
                         Ok(Some(Item::Event(event))) => {
+                            if let Some(hold) = &mut self.hold {
+                                hold.shrink_to(0);
+                            }
                             if event.id.is_some() {
                                 self.resume.event_id = event.id.clone().filter(|id| !id.is_empty());
                             }
@@ -164,7 +178,10 @@ impl Inbox {
                         Err(_) => continue,
                     },
                     None => {
-                        let whole: Bytes = std::mem::take(read).freeze();
+                        let mut whole: Bytes = std::mem::take(read).freeze();
+                        if let Some(hold) = self.hold.take() {
+                            whole = hold.keep(whole);
+                        }
                         self.source = Source::Ended;
                         return match Message::parse(whole, &Limits::RESPONSE) {
                             Ok(message) => Ok(Some(message)),
@@ -174,6 +191,9 @@ impl Inbox {
                 },
             };
             self.came = self.came.saturating_add(data);
+            if self.hold.as_mut().is_some_and(|hold| !hold.grow(data)) {
+                return self.end(Err(UpstreamFault::NoRoom));
+            }
             if self.came > MAX_ANSWER && !self.endless {
                 return self.end(Err(UpstreamFault::TooLarge));
             }
