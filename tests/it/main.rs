@@ -29,6 +29,7 @@ mod matrix;
 mod mixups;
 mod namespace_doors;
 mod namespaces;
+mod overload;
 mod planes;
 mod resilience;
 mod rights;
