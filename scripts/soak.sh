@@ -13,6 +13,11 @@ EVENTS=${EVENTS:-1000000}      # audited calls that a draft is tried on
 
 target=${CARGO_TARGET_DIR:-target}
 export WAFFLES_TEST_LIMIT_WINDOWS=$WINDOWS
+ATTACKS=${ATTACKS:-8}          # how much of each attack on memory: tests/it/attacks.rs
+RESTARTS=${RESTARTS:-20}       # restarts under load, and calls meanwhile: tests/it/restarts.rs
+RESTART_CALLS=${RESTART_CALLS:-100000}
+LISTENERS=${LISTENERS:-10000}  # idle listeners
+export WAFFLES_TEST_ATTACKS=$ATTACKS WAFFLES_TEST_RESTARTS=$RESTARTS WAFFLES_TEST_RESTART_CALLS=$RESTART_CALLS
 export WAFFLES_TEST_PAIRS=$PAIRS WAFFLES_TEST_SEQUENCES=$SEQUENCES WAFFLES_TEST_CALLS=$CALLS
 
 soak() {
@@ -26,7 +31,14 @@ step "$PAIRS pairs of listed and callable" soak what_is_listed_is_what_can_be_ca
 step "$SEQUENCES sequences of administrative calls" soak nobody_gives_or_gets_what_they_do_not_hold
 step "$CALLS calls with colliding ids" soak mixups
 step "limits, $WINDOWS windows of a flood" soak limits::
+step "attacks on memory" soak no_attack_takes_more_memory_than_there_is
+step "$RESTARTS restarts under $RESTART_CALLS calls" soak restarting_one_of_two_proxies_loses_no_call
 step "programs as they are shipped" \
   cargo build --release -p waffles-control-plane -p waffles-data-plane -p waffles-tests --bins
 step "a draft on $EVENTS audited calls" "$target/release/waffles-bench" what-if --calls "$EVENTS"
 step "a policy of 1000 rules" "$target/release/waffles-bench" rules
+step "$LISTENERS idle listeners" "$target/release/waffles-bench" listeners --count "$LISTENERS" --seconds 60
+for era in stateless sessions; do
+  step "overload, $era" "$target/release/waffles-bench" overload --era "$era"
+done
+step "overload by clients that do not wait" "$target/release/waffles-bench" overload --rude

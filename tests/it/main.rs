@@ -9,6 +9,7 @@
 )]
 
 mod access;
+mod attacks;
 mod auth;
 mod bridge;
 mod call;
@@ -32,6 +33,7 @@ mod namespaces;
 mod overload;
 mod planes;
 mod resilience;
+mod restarts;
 mod rights;
 mod rmcp_client;
 mod rotation;
