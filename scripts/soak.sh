@@ -18,6 +18,11 @@ EVENTS=${EVENTS:-1000000}      # audited calls that a draft is tried on
 target=${CARGO_TARGET_DIR:-target}
 export WAFFLES_TEST_LIMIT_WINDOWS=$WINDOWS
 export WAFFLES_TEST_MUTATIONS=$MUTATIONS WAFFLES_TEST_DAYS_CALLS=$DAYS_CALLS
+ATTACKS=${ATTACKS:-8}          # how much of each attack on memory: tests/it/attacks.rs
+RESTARTS=${RESTARTS:-20}       # restarts under load, and calls meanwhile: tests/it/restarts.rs
+RESTART_CALLS=${RESTART_CALLS:-100000}
+LISTENERS=${LISTENERS:-10000}  # idle listeners
+export WAFFLES_TEST_ATTACKS=$ATTACKS WAFFLES_TEST_RESTARTS=$RESTARTS WAFFLES_TEST_RESTART_CALLS=$RESTART_CALLS
 export WAFFLES_TEST_PAIRS=$PAIRS WAFFLES_TEST_SEQUENCES=$SEQUENCES WAFFLES_TEST_CALLS=$CALLS
 export WAFFLES_TEST_KILLS=$KILLS WAFFLES_TEST_EDITS=$EDITS
 
@@ -35,8 +40,15 @@ step "limits, $WINDOWS windows of a flood" soak limits::
 step "scale: $MUTATIONS damaged snapshots, 400 days alone, faults of the database" soak scale::
 step "$KILLS proxies killed under load" soak every_answer_is_in_the_audit_once_though_proxies_are_killed
 step "$EDITS changes of an audit trail" soak whatever_is_done_to_a_trail_is_found_where_it_was_done
+step "attacks on memory" soak no_attack_takes_more_memory_than_there_is
+step "$RESTARTS restarts under $RESTART_CALLS calls" soak restarting_one_of_two_proxies_loses_no_call
 step "programs as they are shipped" \
   cargo build --release -p waffles-control-plane -p waffles-data-plane -p waffles-tests --bins
 step "a draft on $EVENTS audited calls" "$target/release/waffles-bench" what-if --calls "$EVENTS"
 step "a policy of 1000 rules" "$target/release/waffles-bench" rules
 step "10000 servers, 500 proxies, 100000 keys" "$target/release/waffles-bench" scale
+step "$LISTENERS idle listeners" "$target/release/waffles-bench" listeners --count "$LISTENERS" --seconds 60
+for era in stateless sessions; do
+  step "overload, $era" "$target/release/waffles-bench" overload --era "$era"
+done
+step "overload by clients that do not wait" "$target/release/waffles-bench" overload --rude

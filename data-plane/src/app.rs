@@ -23,7 +23,7 @@ use waffles_runtime::host::{Hosts, Pages};
 use waffles_runtime::outbound::{self, Denied, OutboundPolicy};
 use waffles_runtime::task::{self, Driver, Supervisor, Tasks};
 use waffles_runtime::tls::{ServerPaths, ServerTls};
-use waffles_runtime::{listen, telemetry};
+use waffles_runtime::{listen, process, telemetry};
 
 use crate::audit::uplink::{self, Uplink};
 use crate::audit::{Trail, spool};
@@ -37,8 +37,9 @@ use crate::hub::Hub;
 use crate::keys::{Finder, Line};
 use crate::limit::{self, Limits};
 use crate::link::{self, Address, Link};
-use crate::listener::{Caps, Listener};
+use crate::listener::Listener;
 use crate::metrics::Metrics;
+use crate::overload::{self, Caps, Memory, Overload};
 use crate::peers;
 use crate::record::Desk;
 use crate::server::Server;
@@ -91,6 +92,7 @@ struct Worker {
     page_size: usize,
     sse_sessions: Arc<sse::Sessions>,
     desk: Arc<Desk>,
+    common: Arc<overload::Common>,
     outbound: OutboundPolicy,
     hosts: Hosts,
     gates: Gates,
@@ -120,6 +122,13 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
 
     let registry = telemetry::Metrics::new();
     let metrics = Metrics::new(&registry);
+    let common = Arc::new(overload::Common::new(
+        Arc::new(Memory::new(config.memory_limit)),
+        config.max_lag,
+        usize::try_from(config.max_in_flight).unwrap_or(usize::MAX),
+        config.worker_count(),
+        metrics.clone(),
+    ));
     let (trigger, drain) = drain::channel(config.grace);
     let tls = match (&config.tls_cert, &config.tls_key) {
         (Some(chain), Some(key)) => {
@@ -159,7 +168,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         task::spawn("shared limits", keeper.run(drain.clone()));
     }
     let address = peers::own_address(config.peer_url.as_deref(), mcp_addr, tls.is_some());
-    let shared = Arc::new(Shared::new(address, limits));
+    let shared = Arc::new(Shared::new(address, limits, Arc::clone(common.memory.buffers())));
     let sends = uplink::Config { link, proxy_id };
     let uplink = uplink::spawn(
         sends,
@@ -189,6 +198,10 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
             move || desk.trail.report()
         })
         .route("/uplink", uplink.reporter())
+        .route("/overload", {
+            let common = Arc::clone(&common);
+            move || common.report()
+        })
         .bind(config.admin_addr)
         .with_context(|| format!("cannot listen on {} for the admin port", config.admin_addr))?;
     let worker = Worker {
@@ -199,13 +212,14 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         sse_sessions: Arc::default(),
         page_size: usize::try_from(config.list_page_size).unwrap_or(1000),
         desk,
+        common,
         outbound: outbound(&config, [admin.local_addr(), mcp_addr]).await,
         hosts: Hosts::new(mcp_addr, config.public_host.clone())
             .pages(Pages::Own)
             .origins(config.allow_origin.clone()),
         gates: gates.clone(),
         tls: tls.as_ref().map(|tls| TlsAcceptor::from(tls.config())),
-        caps: Arc::new(Caps::new(config.max_connections, config.max_connections_per_address)),
+        caps: Arc::new(caps(&config)),
         drain: drain.clone(),
     };
     Ok(Bound {
@@ -250,6 +264,12 @@ impl Bound {
         let (current, desk) = (Arc::clone(&worker.current), Arc::clone(&worker.desk));
         let shared = Arc::clone(&worker.shared);
         task::spawn("gauges", gauges(current, desk, Arc::clone(&shared), status, membership, drain.clone()));
+        let caps = Arc::clone(&worker.caps);
+        let common = Arc::clone(&worker.common);
+        let memory = task::spawn("memory", {
+            let shared = Arc::clone(&shared);
+            async move { common.keep(|| shared.catalogue.clear()).await }
+        });
         let catalogue = Arc::downgrade(&shared);
         shared.hub.on_change(move |server, list| {
             if let Some(shared) = catalogue.upgrade() {
@@ -257,7 +277,8 @@ impl Bound {
             }
         });
         let current = Arc::clone(&worker.current);
-        let upstream = Upstream::new(worker.outbound.clone(), Arc::clone(&current));
+        let buffers = Arc::clone(worker.common.memory.buffers());
+        let upstream = Upstream::new(worker.outbound.clone(), Arc::clone(&current), buffers);
         let means = Means {
             shared: Arc::clone(&shared),
             upstream: upstream.clone(),
@@ -280,6 +301,7 @@ impl Bound {
             ended = supervisor.ended() => Some(ended),
         };
         gates.drain();
+        caps.leave();
         if failed.is_none() {
             // A second signal cuts the linger short.
             tokio::select! {
@@ -291,6 +313,7 @@ impl Bound {
         if let Outcome::Forced { held } = outcome {
             tracing::warn!(held, "the grace period is over; some work was cut off");
         }
+        memory.abort();
         if keeper.await.is_err() {
             tracing::error!("the upkeep of sessions had panicked");
         }
@@ -331,7 +354,9 @@ impl Worker {
     }
 
     async fn serve(self, socket: std::net::TcpListener) -> std::io::Result<()> {
-        let upstream = Upstream::new(self.outbound, Arc::clone(&self.current));
+        let buffers = Arc::clone(self.common.memory.buffers());
+        let upstream = Upstream::new(self.outbound, Arc::clone(&self.current), buffers);
+        let overload = Overload::new(&self.common);
         let sweeper = sweep(upstream.clone(), Arc::clone(&self.current));
         let metrics = self.desk.metrics.clone();
         let gateway = Arc::new(Gateway {
@@ -342,6 +367,7 @@ impl Worker {
             shared: self.shared,
             page_size: self.page_size,
             desk: self.desk,
+            overload: Arc::clone(&overload),
             drain: self.drain.clone(),
         });
         let sessions = self.sse_sessions;
@@ -349,14 +375,17 @@ impl Worker {
             socket: listen::adopt(socket)?,
             tls: self.tls,
             caps: self.caps,
+            memory: Arc::clone(&self.common.memory),
             metrics,
             server: Arc::new(Server { gateway, sessions, hosts: self.hosts, gates: self.gates }),
         };
         let sweeper = task::spawn("sweep connections", sweeper);
+        let watch = task::spawn("lag", overload.keep());
         listener.run(self.drain.clone()).await;
         // The connections live on this runtime, so it stays until they are done or cut off.
         self.drain.ended().await;
         sweeper.abort();
+        watch.abort();
         Ok(())
     }
 }
@@ -404,6 +433,20 @@ fn counts(
     let (global, keeper) = limit::Global::new(url, proxy_id, asked)
         .map_err(|_| anyhow::anyhow!("--redis-url: must be an address such as redis://HOST:6379"))?;
     Ok((Limits::new(Some(global)), Some(keeper)))
+}
+
+/// How many connections there may be: not more than the process can open files.
+fn caps(config: &Config) -> Caps {
+    let files = process::raise_file_limit();
+    let total = Caps::for_files(config.max_connections, files);
+    if total < config.max_connections {
+        tracing::warn!(
+            max_connections = total,
+            files,
+            "fewer connections than configured: raise the limit of open files"
+        );
+    }
+    Caps::new(total, config.max_connections_per_address, config.max_strangers_per_address)
 }
 
 /// How this proxy says it is.

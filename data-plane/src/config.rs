@@ -104,6 +104,24 @@ pub struct Config {
     #[arg(long, env = "WAFFLES_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 10_000)]
     pub max_connections_per_address: usize,
 
+    /// Most client connections from one address that have not shown a good credential yet
+    #[arg(long, env = "WAFFLES_MAX_STRANGERS_PER_ADDRESS", default_value_t = 128)]
+    pub max_strangers_per_address: usize,
+
+    /// Most calls in flight; beyond that, new ones are turned away
+    #[arg(long, env = "WAFFLES_MAX_IN_FLIGHT", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_in_flight: u32,
+
+    /// How late a thread may be for long; beyond that, part of the calls is turned away
+    #[arg(long, env = "WAFFLES_MAX_LAG", default_value = "10ms", value_name = "TIME",
+          value_parser = humantime::parse_duration)]
+    pub max_lag: Duration,
+
+    /// Most memory, such as 256MiB; by default what the control group of the process may have, if anything
+    #[arg(long, env = "WAFFLES_MEMORY_LIMIT", value_name = "BYTES", value_parser = parse_bytes)]
+    pub memory_limit: Option<u64>,
+
     /// Most bytes of the audit spool on disk
     #[arg(long, env = "WAFFLES_SPOOL_MAX_BYTES", default_value_t = 1 << 30)]
     pub spool_max_bytes: u64,
@@ -169,6 +187,10 @@ impl Config {
             "outbound_ports": self.outbound_ports.to_string(),
             "max_connections": self.max_connections,
             "max_connections_per_address": self.max_connections_per_address,
+            "max_strangers_per_address": self.max_strangers_per_address,
+            "max_in_flight": self.max_in_flight,
+            "max_lag_ms": self.max_lag.as_millis(),
+            "memory_limit": self.memory_limit,
             "spool_max_bytes": self.spool_max_bytes,
             "spool_memory_bytes": self.spool_memory_bytes,
             "grace_seconds": self.grace.as_secs(),
@@ -187,4 +209,40 @@ fn without_password(url: &SecretString) -> String {
     }
     url.set_query(None);
     url.to_string()
+}
+
+/// The least memory that a proxy can do anything useful with.
+const LEAST_MEMORY: u64 = 16 << 20;
+
+/// Reads a number of bytes, with or without a unit of 1024.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = text.strip_prefix(digits).unwrap_or_default().trim();
+    let factor: u64 = match unit {
+        "" | "B" => 1,
+        "KiB" | "Ki" => 1 << 10,
+        "MiB" | "Mi" => 1 << 20,
+        "GiB" | "Gi" => 1 << 30,
+        _ => return Err("write a number of bytes, such as 256MiB or 2GiB".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "write a number of bytes, such as 256MiB".to_owned())?;
+    let bytes = number.checked_mul(factor).ok_or("that is more than there can be")?;
+    if bytes < LEAST_MEMORY { Err("a proxy needs 16MiB at the least".to_owned()) } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_units_of_1024() {
+        for (text, bytes) in
+            [("268435456", 256 << 20), ("256MiB", 256 << 20), ("256Mi", 256 << 20), ("2 GiB", 2 << 30)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "MiB", "256MB", "1.5GiB", "-1", "1KiB", "99999999999GiB"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
 }

@@ -22,6 +22,7 @@ use waffles_mcp::sse::KEEP_ALIVE;
 
 use crate::authn::Identity;
 use crate::gateway::{Door, Gateway, Scope, Source, Unmirrored, discard, read};
+use crate::overload::Hold;
 use crate::record::Record;
 use crate::reject::Reject;
 use crate::stream::Body;
@@ -99,6 +100,8 @@ struct Visit<'a> {
     peer: SocketAddr,
     parts: &'a Parts,
     record: Record,
+    /// What is held of its body.
+    hold: Hold,
 }
 
 impl<'a> Visit<'a> {
@@ -112,7 +115,7 @@ impl<'a> Visit<'a> {
         let revision = gateway.current.load().revision;
         let mut record = Record::open(Arc::clone(&gateway.desk), peer.ip().to_canonical(), revision);
         record.note_stream(action);
-        Self { gateway, door, peer, parts, record }
+        Self { gateway, door, peer, parts, record, hold: Hold::new(&gateway.shared.buffers) }
     }
 
     /// Who asks. Comes before any body is read.
@@ -123,12 +126,12 @@ impl<'a> Visit<'a> {
     }
 
     /// The body as JSON text, not yet looked at.
-    async fn read(&self, body: &mut Incoming) -> Result<Bytes, Reject> {
+    async fn read(&mut self, body: &mut Incoming) -> Result<Bytes, Reject> {
         let headers = &self.parts.headers;
         if !is_type(headers, "application/json") || headers.contains_key(header::CONTENT_ENCODING) {
             return Err(Reject::UnsupportedMediaType);
         }
-        read(body).await
+        read(body, &mut self.hold).await
     }
 
     fn caller(&self) -> Caller {

@@ -22,6 +22,8 @@ use crate::stream::Body;
 
 /// Messages that wait for a client to take them. The work waits when there are more.
 const UNREAD: usize = 16;
+/// The same in bytes, beyond the first message.
+const UNREAD_BYTES: usize = 256 * 1024;
 /// What is kept of a stream for a client that comes back, in messages and bytes.
 const KEPT: usize = 256;
 const KEPT_BYTES: usize = 1024 * 1024;
@@ -97,7 +99,7 @@ impl Outbox {
         let mut message = Some(message);
         std::future::poll_fn(|cx| {
             let mut state = self.0.lock();
-            if state.read && state.unread() >= UNREAD {
+            if state.read && state.is_full() {
                 state.writer = Some(cx.waker().clone());
                 return Poll::Pending;
             }
@@ -205,6 +207,13 @@ impl State {
     fn unread(&self) -> usize {
         let read = usize::try_from(self.next.saturating_sub(self.first)).unwrap_or(usize::MAX);
         self.messages.len().saturating_sub(read)
+    }
+
+    /// Whether the work should wait until the client has taken something.
+    fn is_full(&self) -> bool {
+        let unread = self.unread();
+        // What is kept for a client that comes back was read; where nothing is kept, all of it is unread.
+        unread >= UNREAD || (unread > 0 && self.name.is_none() && self.bytes > UNREAD_BYTES)
     }
 
     fn push(&mut self, message: Option<Bytes>) {

@@ -31,6 +31,7 @@ use crate::flow::Outbox;
 use crate::front::{self, Front};
 use crate::keys::Finder;
 use crate::limit::Spent;
+use crate::overload::{Guest, Hold, Overload, Priority};
 use crate::permit::{Ask, Notes, Permit};
 use crate::record::{Desk, End, Record};
 use crate::reject::Reject;
@@ -52,6 +53,8 @@ const MAX_BATCH: usize = 50;
 /// A body may start slowly, and must then come at 1 KiB a second.
 const BODY_GRACE: Duration = Duration::from_secs(5);
 const BODY_RATE: u64 = 1024;
+/// How long a body waits for others to let go of the bytes that they hold.
+const ROOM_TIME: Duration = Duration::from_millis(500);
 
 /// How much of a refused message is read and thrown away, and for how long.
 const MAX_DISCARD: usize = 4 * MAX_MESSAGE;
@@ -103,6 +106,8 @@ pub struct Gateway {
     pub page_size: usize,
     /// Where finished records go.
     pub desk: Arc<Desk>,
+    /// Whether there is room.
+    pub overload: Arc<Overload>,
     /// The process's end.
     pub drain: Drain,
 }
@@ -121,6 +126,8 @@ struct Exchange {
     passed: Option<Identity>,
     /// What the answer says of limits; none where no limit covers the message.
     spent: Option<Spent>,
+    /// What is held of its bytes.
+    hold: Hold,
 }
 
 /// How a message belongs to its server.
@@ -199,6 +206,7 @@ impl Gateway {
             era: Era::Sessions,
             passed,
             spent: None,
+            hold: Hold::new(&self.shared.buffers),
         };
         match self.handle(&mut exchange, door, parts, source).await {
             Ok(mut response) => {
@@ -216,6 +224,9 @@ impl Gateway {
                     }
                     Source::Read(_) | Source::Batched(_) => {}
                 }
+                if matches!(reject, Reject::Overloaded(_)) {
+                    exchange.record.leave();
+                }
                 let response = reject.response(exchange.id.as_ref(), exchange.record.id());
                 exchange.record.refuse(&reject, response.status().as_u16());
                 Some(response.map(Body::full))
@@ -227,7 +238,9 @@ impl Gateway {
     pub async fn identify(&self, peer: SocketAddr, parts: &Parts) -> Result<Identity, Reject> {
         check_singletons(&parts.headers)?;
         let mut snapshot = self.current.load();
-        self.recognize(&mut snapshot, parts, peer.ip(), Utc::now()).await
+        let identity = self.recognize(&mut snapshot, parts, peer.ip(), Utc::now()).await?;
+        is_known(parts);
+        Ok(identity)
     }
 
     /// Who shows this credential. A key that is not here may be one that was not asked for yet; then the configuration in
@@ -258,6 +271,7 @@ impl Gateway {
         check_singletons(&parts.headers)?;
         let identity = self.authenticate(exchange, parts).await?;
         let call = decode(exchange, parts, source).await?;
+        self.admit(exchange, parts, call.as_ref())?;
         let head = call.as_ref().and_then(|call| call.head.as_deref());
         if !matches!(door.scope, Scope::Server(_)) {
             return self.federated(exchange, door, parts, identity, call).await;
@@ -285,6 +299,19 @@ impl Gateway {
         self.encode(exchange, permit, call, answer).await
     }
 
+    /// Whether there is room for it, now that it is clear what it is. What the head alone has said was asked there already.
+    fn admit(&self, exchange: &mut Exchange, parts: &Parts, call: Option<&Call>) -> Result<(), Reject> {
+        let early = Priority::of_head(&parts.method, &parts.headers);
+        let priority = match call {
+            Some(call) => {
+                Priority::of_message(call.message.kind(), call.head.as_ref().map(|head| &head.method))
+            }
+            None => early.unwrap_or(Priority::Call),
+        };
+        exchange.record.keep_place(self.overload.admit(early, priority)?);
+        Ok(())
+    }
+
     /// Who asks. Comes before the body is read: a stranger shall not make us read megabytes.
     async fn authenticate(&self, exchange: &mut Exchange, parts: &Parts) -> Result<Identity, Reject> {
         let address = exchange.peer.ip();
@@ -293,6 +320,7 @@ impl Gateway {
             Some(identity) => identity.clone(),
             None => self.recognize(&mut exchange.snapshot, parts, address, now).await?,
         };
+        is_known(parts);
         exchange.record.note_identity(&identity);
         Ok(identity)
     }
@@ -351,6 +379,13 @@ impl Gateway {
     }
 }
 
+/// The connection has shown a good credential, and is no stranger any more.
+fn is_known(parts: &Parts) {
+    if let Some(guest) = parts.extensions.get::<Guest>() {
+        guest.is_known_now();
+    }
+}
+
 /// Reads the client's message: once, strictly, and with the headers that repeat parts of it. None for a GET or DELETE.
 async fn decode(exchange: &mut Exchange, parts: &Parts, source: &mut Source) -> Result<Option<Call>, Reject> {
     let version = singleton(&parts.headers, &MCP_PROTOCOL_VERSION)?;
@@ -375,7 +410,7 @@ async fn decode(exchange: &mut Exchange, parts: &Parts, source: &mut Source) -> 
     let in_batch = matches!(source, Source::Batched(_));
     let bytes = match source {
         Source::Wire(body) => {
-            let bytes = read(body).await?;
+            let bytes = read(body, &mut exchange.hold).await?;
             // Only 2025-03-26 has batches [2025-03-26 basic#batching], and silence stands for that.
             let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
             let stated = version.map_or(Some(Revision::ASSUMED), Revision::parse);
@@ -423,12 +458,12 @@ async fn decode(exchange: &mut Exchange, parts: &Parts, source: &mut Source) -> 
 }
 
 /// Reads a message within its limits of size and time.
-pub async fn read(body: &mut Incoming) -> Result<Bytes, Reject> {
-    read_up_to(body, MAX_MESSAGE).await
+pub async fn read(body: &mut Incoming, hold: &mut Hold) -> Result<Bytes, Reject> {
+    read_up_to(body, MAX_MESSAGE, hold).await
 }
 
-/// Reads a body of at most so many bytes, within the limits of time.
-pub async fn read_up_to(body: &mut Incoming, most: usize) -> Result<Bytes, Reject> {
+/// Reads a body of at most so many bytes, within the limits of time and of what may be held.
+pub async fn read_up_to(body: &mut Incoming, most: usize, hold: &mut Hold) -> Result<Bytes, Reject> {
     if body.size_hint().lower() > most as u64 {
         return Err(Reject::TooLarge(most));
     }
@@ -444,6 +479,9 @@ pub async fn read_up_to(body: &mut Incoming, most: usize) -> Result<Bytes, Rejec
         let Ok(data) = frame.into_data() else { continue };
         if whole.len() + data.len() > most {
             return Err(Reject::TooLarge(most));
+        }
+        if !hold.grow_until(data.len(), Instant::now() + ROOM_TIME).await {
+            return Err(Reject::Overloaded(2));
         }
         if whole.is_empty() {
             whole = data;

@@ -43,6 +43,10 @@ pub use topic::List;
 
 /// How often all listeners are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// When the process ends, its listeners are told this far apart, unless time is short.
+const FAREWELL: Duration = Duration::from_millis(2);
+/// A wait that is shorter than this is added to the next.
+const TURN: Duration = Duration::from_millis(5);
 /// How long a listener waits for the servers before it is told what it gets.
 const SERVER_TIME: Duration = Duration::from_secs(15);
 const FEDERATED_TIME: Duration = Duration::from_secs(3);
@@ -375,9 +379,22 @@ impl Hub {
             };
             hub.look(&means, changed);
         }
+        let all_by = means.drain.forced_at().map_or_else(Instant::now, |end| {
+            Instant::now() + end.saturating_duration_since(Instant::now()) / 3
+        });
         loop {
-            for listener in hub.listeners() {
+            let listeners = hub.listeners();
+            // All come back somewhere else: not in the same instant, where there are many.
+            let pause = (all_by.saturating_duration_since(Instant::now())
+                / u32::try_from(listeners.len().max(1)).unwrap_or(u32::MAX))
+            .min(FAREWELL);
+            let mut next = Instant::now();
+            for listener in listeners {
                 listener.drain();
+                next += pause;
+                if next > Instant::now() + TURN {
+                    tokio::time::sleep_until(next).await;
+                }
             }
             // Some may have come while the others went.
             tokio::select! {

@@ -34,6 +34,7 @@ pub mod enrolment;
 pub mod keys;
 mod link;
 pub mod metrics;
+pub mod overload;
 pub mod peers;
 pub mod record;
 pub mod reject;

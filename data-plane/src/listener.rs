@@ -1,91 +1,45 @@
 //! Accepts connections: caps, TLS, the timers of HTTP/1.1 and HTTP/2, and the drain. One accept loop a thread.
 
-use std::collections::HashMap;
+mod answer;
+mod connection;
+mod watched;
+
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
+use futures_util::FutureExt as _;
+use http::{HeaderValue, Request, StatusCode, Version, header};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpListener;
-use tokio::time::{Instant, Sleep};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use waffles_runtime::drain::Drain;
 use waffles_runtime::{listen, task};
 
+use self::answer::Outgoing;
+use self::connection::{Connection, Connections, Fate};
+use self::watched::Watched;
 use crate::metrics::Metrics;
+use crate::overload::{Caps, Memory};
 use crate::server::Server;
 
 /// To send a whole head, and to say the next one on a connection that is kept.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
-/// A reader that takes nothing for so long holds memory for nobody.
-const STALLED: Duration = Duration::from_secs(30);
-/// Bytes of the HTTP/2 preface (RFC 9113 3.4); with so many the version is known.
-const PREFACE: usize = 24;
 const MAX_HEADERS: usize = 64;
 const MAX_HEAD: usize = 32 * 1024;
-
-/// How many connections there may be, of all threads together.
-pub struct Caps {
-    total: usize,
-    per_address: usize,
-    open: AtomicUsize,
-    by_address: Mutex<HashMap<IpAddr, usize>>,
-}
-
-impl Caps {
-    /// Caps for the process, and for each address.
-    pub fn new(total: usize, per_address: usize) -> Self {
-        Self { total, per_address, open: AtomicUsize::new(0), by_address: Mutex::default() }
-    }
-
-    fn enter(self: &Arc<Self>, address: IpAddr, metrics: &Metrics) -> Option<Seat> {
-        if self.open.fetch_add(1, Ordering::SeqCst) >= self.total {
-            self.open.fetch_sub(1, Ordering::SeqCst);
-            return None;
-        }
-        let mut by_address = self.by_address.lock();
-        let count = by_address.entry(address).or_default();
-        if *count >= self.per_address {
-            self.open.fetch_sub(1, Ordering::SeqCst);
-            return None;
-        }
-        *count += 1;
-        metrics.connections.inc();
-        Some(Seat { caps: Arc::clone(self), address, metrics: metrics.clone() })
-    }
-}
-
-/// One connection's place under the caps.
-struct Seat {
-    caps: Arc<Caps>,
-    address: IpAddr,
-    metrics: Metrics,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.caps.open.fetch_sub(1, Ordering::SeqCst);
-        let mut by_address = self.caps.by_address.lock();
-        if let Some(count) = by_address.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                by_address.remove(&self.address);
-            }
-        }
-        self.metrics.connections.dec();
-    }
-}
+/// Most streams of one connection that we reset for a client's mistakes before the connection is closed
+/// (CVE-2025-8671).
+const MAX_LOCAL_RESETS: usize = 100;
+/// Most connections that are taken after the drain has started.
+const MAX_LEFT: usize = 4096;
 
 /// What one thread accepts with.
 pub struct Listener {
@@ -95,6 +49,8 @@ pub struct Listener {
     pub tls: Option<TlsAcceptor>,
     /// The caps of the process.
     pub caps: Arc<Caps>,
+    /// Its memory.
+    pub memory: Arc<Memory>,
     /// The counters.
     pub metrics: Metrics,
     /// The HTTP surface.
@@ -102,33 +58,56 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Accepts until the drain starts. Whoever holds a `Hold` keeps the process alive.
+    /// Accepts until the drain starts, and then what has come until then. Whoever holds a `Hold` keeps the process alive.
     pub async fn run(self, drain: Drain) {
         let http = Arc::new(http());
+        let connections = Arc::new(Connections::default());
+        let keeper = Arc::clone(&connections).keep(Arc::clone(&self.memory), drain.clone());
+        task::spawn("connections", keeper);
         loop {
             let (stream, peer) = tokio::select! {
                 biased;
-                () = drain.started() => return,
+                () = drain.started() => break,
                 accepted = listen::accept(&self.socket) => accepted,
             };
-            let Some(seat) = self.caps.enter(peer.ip(), &self.metrics) else {
-                self.metrics.refused_connections.inc();
-                continue;
-            };
-            let (server, http) = (Arc::clone(&self.server), Arc::clone(&http));
-            let (tls, drain) = (self.tls.clone(), drain.clone());
-            task::spawn_hot(async move {
-                let (_seat, _hold) = (seat, drain.hold());
-                match tls {
-                    None => serve(&http, Watched::new(stream), peer, server, &drain).await,
-                    Some(tls) => match tokio::time::timeout(TLS_TIMEOUT, tls.accept(stream)).await {
-                        Ok(Ok(stream)) => serve(&http, Watched::new(stream), peer, server, &drain).await,
-                        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-                        Err(_) => tracing::debug!("a TLS handshake took too long"),
-                    },
-                }
-            });
+            self.take(stream, peer, &http, &connections, &drain);
         }
+        // The kernel has accepted these already; closed with the socket, they would be reset.
+        for _ in 0..MAX_LEFT {
+            match listen::accept(&self.socket).now_or_never() {
+                Some((stream, peer)) => self.take(stream, peer, &http, &connections, &drain),
+                None => return,
+            }
+        }
+    }
+
+    fn take(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        http: &Arc<auto::Builder<TokioExecutor>>,
+        connections: &Connections,
+        drain: &Drain,
+    ) {
+        let Some(guest) = self.caps.enter(peer.ip(), self.memory.stage(), &self.metrics) else {
+            self.metrics.refused_connections.inc();
+            return;
+        };
+        let connection = Arc::new(Connection::new(guest, self.metrics.clone()));
+        connections.add(&connection);
+        let (server, http) = (Arc::clone(&self.server), Arc::clone(http));
+        let (tls, hold) = (self.tls.clone(), drain.hold());
+        task::spawn_hot(async move {
+            let _hold = hold;
+            match tls {
+                None => serve(&http, stream, peer, server, connection).await,
+                Some(tls) => match tokio::time::timeout(TLS_TIMEOUT, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => serve(&http, stream, peer, server, connection).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                    Err(_) => tracing::debug!("a TLS handshake took too long"),
+                },
+            }
+        });
     }
 }
 
@@ -144,6 +123,7 @@ fn http() -> auto::Builder<TokioExecutor> {
         .max_concurrent_streams(100)
         .max_header_list_size(32 * 1024)
         .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(MAX_LOCAL_RESETS)
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(1024 * 1024)
         .max_send_buf_size(256 * 1024)
@@ -157,121 +137,55 @@ async fn serve<S>(
     stream: S,
     peer: SocketAddr,
     server: Arc<Server>,
-    drain: &Drain,
+    connection: Arc<Connection>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(move |request| {
-        // Boxed, so that the connection gives its room back while an answer streams and while nothing is asked.
-        let answer = Box::pin(Arc::clone(&server).serve(peer, request));
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
-    let connection = http.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    // In a set, the wait for the drain is only looked at when it was woken, and not with every message that passes.
-    let mut drained = FuturesUnordered::from_iter([drain.started()]);
-    let ended = tokio::select! {
-        biased;
-        ended = connection.as_mut() => ended,
-        _ = drained.next() => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = connection => ended,
-                () = drain.forced() => return,
+    let stream = Watched::new(stream, Arc::clone(&connection));
+    let service = {
+        let connection = Arc::clone(&connection);
+        service_fn(move |mut request: Request<Incoming>| {
+            let version = request.version();
+            let turn = connection.begin(version == Version::HTTP_2);
+            if !connection.guest.is_known() {
+                request.extensions_mut().insert(connection.guest.clone());
             }
-        }
+            let overload = Arc::clone(&server.gateway.overload);
+            // Boxed, so that the connection gives its room back while an answer streams and while nothing is asked.
+            let answer = Box::pin(Arc::clone(&server).serve(peer, request));
+            async move {
+                let mut response = answer.await;
+                let connection = turn.connection();
+                let is_shared = version == Version::HTTP_2;
+                if response.status() != StatusCode::SERVICE_UNAVAILABLE {
+                    connection.was_served();
+                } else if let Some(pause) = overload.pause() {
+                    connection.turned_away(pause, is_shared);
+                }
+                if connection.guest.is_to_leave() && !is_shared {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(header::CONNECTION, close);
+                }
+                Ok::<_, Infallible>(Outgoing::of(response, version, turn))
+            }
+        })
     };
+    let served = http.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(served);
+    let mut told = false;
+    let ended = poll_fn(|cx| {
+        let fate = connection.fate(cx);
+        if fate > Fate::Open && !told {
+            told = true;
+            served.as_mut().graceful_shutdown();
+        }
+        match served.as_mut().poll(cx) {
+            Poll::Pending if fate == Fate::Now => Poll::Ready(Ok(())),
+            polled => polled,
+        }
+    })
+    .await;
     if let Err(error) = ended {
         tracing::debug!(%error, "a client's connection ended");
-    }
-}
-
-/// A connection that is closed when its reader has taken nothing for too long, or when it does not begin to speak: HTTP's
-/// own timers start only when its version is known.
-struct Watched<S> {
-    stream: S,
-    stalled: Option<Pin<Box<Sleep>>>,
-    /// Until so many bytes have come that the version is known.
-    opening: Option<Pin<Box<Sleep>>>,
-    came: usize,
-}
-
-impl<S> Watched<S> {
-    fn new(stream: S) -> Self {
-        let opening = Some(Box::pin(tokio::time::sleep(HEAD_TIMEOUT)));
-        Self { stream, stalled: None, opening, came: 0 }
-    }
-
-    /// Passes a write's result on; starts the clock while it waits.
-    fn watch<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        polled: Poll<std::io::Result<T>>,
-    ) -> Poll<std::io::Result<T>> {
-        if polled.is_ready() {
-            self.stalled = None;
-            return polled;
-        }
-        let stalled =
-            self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + STALLED)));
-        match stalled.as_mut().poll(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(()) => Poll::Ready(Err(std::io::ErrorKind::TimedOut.into())),
-        }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if let Some(opening) = &mut self.opening {
-            if polled.is_pending() && opening.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
-            }
-            self.came += buf.filled().len() - before;
-            if self.came >= PREFACE {
-                self.opening = None;
-            }
-        }
-        polled
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.watch(cx, polled)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.watch(cx, polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let polled = Pin::new(&mut self.stream).poll_flush(cx);
-        self.watch(cx, polled)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let polled = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.watch(cx, polled)
     }
 }

@@ -1,6 +1,7 @@
 //! Every metric family of the proxy. Labels are bounded: servers by the registry, methods and outcomes by lists.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -9,6 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use waffles_runtime::telemetry;
+
+use crate::overload::{Cause, Priority};
 
 /// What an exchange is counted under.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -26,6 +29,12 @@ struct ServerLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShedLabels {
+    priority: &'static str,
+    cause: &'static str,
 }
 
 /// From 1 ms to 60 s: a tool answers in milliseconds or thinks for a minute.
@@ -77,6 +86,73 @@ pub struct Metrics {
     pub spool_depth: Gauge,
     /// Audit records lost for want of space.
     pub lost_records: Gauge,
+    /// Overload.
+    pub overload: Overload,
+}
+
+/// The families of overload.
+#[derive(Clone)]
+pub struct Overload {
+    /// Looked up once, since a refusal must be cheap.
+    shed: [[Counter; Cause::ALL.len()]; Priority::ALL.len()],
+    /// Exchanges in flight.
+    pub in_flight: Gauge,
+    /// What part of the work the latest thread turns away, from 0 to 1.
+    pub pressure: Gauge<f64, AtomicU64>,
+    /// How late the latest thread is.
+    pub lag: Gauge<f64, AtomicU64>,
+    /// How short memory is, from 0 to 3.
+    pub stage: Gauge,
+    /// Bytes of messages that are held.
+    pub buffered: Gauge,
+    /// Connections that were closed for what their clients did or did not do.
+    closed_connections: Family<ReasonLabels, Counter>,
+}
+
+impl Overload {
+    fn new(registry: &telemetry::Metrics) -> Self {
+        let family = Family::<ShedLabels, Counter>::default();
+        let counter = |priority: Priority, cause: Cause| {
+            family.get_or_create(&ShedLabels { priority: priority.as_str(), cause: cause.as_str() }).clone()
+        };
+        let overload = Self {
+            shed: Priority::ALL.map(|priority| Cause::ALL.map(|cause| counter(priority, cause))),
+            in_flight: Gauge::default(),
+            pressure: Gauge::default(),
+            lag: Gauge::default(),
+            stage: Gauge::default(),
+            buffered: Gauge::default(),
+            closed_connections: Family::default(),
+        };
+        let m = overload.clone();
+        registry.register(|r| {
+            r.register("waffles_shed_requests", "Requests turned away for want of room", family);
+            r.register("waffles_in_flight", "Exchanges in flight", m.in_flight);
+            r.register("waffles_overload_pressure", "Part of the work that is turned away", m.pressure);
+            r.register("waffles_thread_lag_seconds", "How late the latest thread is", m.lag);
+            r.register("waffles_memory_stage", "How short memory is, from 0 to 3", m.stage);
+            r.register("waffles_buffered_bytes", "Bytes of messages that are held", m.buffered);
+            r.register(
+                "waffles_closed_connections",
+                "Connections closed for what their clients did or did not do",
+                m.closed_connections,
+            );
+        });
+        overload
+    }
+
+    /// Counts a request that was turned away.
+    pub fn shed(&self, priority: Priority, cause: Cause) {
+        if let Some(counter) = self.shed.get(priority as usize).and_then(|causes| causes.get(cause as usize))
+        {
+            counter.inc();
+        }
+    }
+
+    /// Counts a connection that was closed.
+    pub fn closed(&self, reason: &'static str) {
+        self.closed_connections.get_or_create(&ReasonLabels { reason }).inc();
+    }
 }
 
 fn histogram() -> Histogram {
@@ -111,6 +187,7 @@ impl Metrics {
             certificate_left: Gauge::default(),
             spool_depth: Gauge::default(),
             lost_records: Gauge::default(),
+            overload: Overload::new(registry),
         };
         let m = metrics.clone();
         registry.register(|r| {

@@ -16,6 +16,7 @@ use crate::audit::Trail;
 use crate::authn::Identity;
 use crate::limit::Held;
 use crate::metrics::Metrics;
+use crate::overload::Ticket;
 use crate::permit::Notes;
 use crate::reject::{Fault, Reject};
 use crate::sightings::Sightings;
@@ -54,6 +55,8 @@ pub struct Record {
     method: &'static str,
     /// What limits count as open while the exchange lasts.
     held: Vec<Held>,
+    /// The exchange's place among what is in flight, given back when it is over.
+    place: Option<Ticket>,
 }
 
 /// How an exchange ended.
@@ -92,6 +95,7 @@ impl Record {
             server,
             method: "none",
             held: Vec::new(),
+            place: None,
         }
     }
 
@@ -109,6 +113,7 @@ impl Record {
             server: Arc::clone(&self.server),
             method: self.method,
             held: std::mem::take(&mut self.held),
+            place: self.place.take(),
         }
     }
 
@@ -120,6 +125,11 @@ impl Record {
     /// What limits count as open, for what goes on when the record is finished.
     pub fn take_held(&mut self) -> Vec<Held> {
         std::mem::take(&mut self.held)
+    }
+
+    /// Keeps the exchange's place among what is in flight until it is over.
+    pub fn keep_place(&mut self, place: Ticket) {
+        self.place = Some(place);
     }
 
     /// The request id that clients see.
@@ -292,15 +302,18 @@ impl Record {
         self.finish(End { outcome: reject.outcome(), status, code: reject.code(), reason: reject.reason() });
     }
 
-    /// Another proxy keeps the record of this exchange.
+    /// Leaves no record: another proxy keeps it, or the message was turned away before it was looked at. A flood of those
+    /// must not fill the spool; they are counted instead.
     pub fn leave(&mut self) {
         self.event = None;
+        self.place = None;
     }
 
     /// Finishes the record: it is on disk when this returns. Later calls do nothing.
     pub fn finish(&mut self, end: End) {
         self.held.clear();
         let Some(mut event) = self.event.take() else { return };
+        self.place = None;
         let duration = self.started.elapsed();
         event.outcome = end.outcome;
         event.http_status = end.status;

@@ -51,6 +51,9 @@ pub enum UpstreamFault {
     /// What it said is larger than is let through.
     #[error("the server's answer is too large")]
     TooLarge,
+    /// What it said did not fit into what the proxy may hold.
+    #[error("the gateway has no room for the server's answer")]
+    NoRoom,
     /// It refused our credential.
     #[error("the server refused the gateway's credential")]
     Credential,
@@ -69,6 +72,7 @@ impl UpstreamFault {
             Self::BrokeOff => "upstream_broke_off",
             Self::BadAnswer => "upstream_bad_answer",
             Self::TooLarge => "upstream_answer_too_large",
+            Self::NoRoom => "no_room_for_answer",
             Self::Credential => "upstream_refused_credential",
             Self::Failed => "upstream_failed",
         }
@@ -205,6 +209,12 @@ pub enum Reject {
     /// No configuration yet.
     #[error("the gateway has no configuration yet")]
     NotReady,
+    /// There is no room for more; try again after so many seconds.
+    #[error("the gateway is overloaded; try again in {0} s")]
+    Overloaded(u8),
+    /// More header fields than are read.
+    #[error("the request has too many header fields")]
+    TooManyHeaders,
     /// A fault in Waffles.
     #[error("internal error")]
     Internal(&'static str),
@@ -273,7 +283,7 @@ impl Reject {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Upstream { .. } | Self::Refused => Fault::Upstream,
-            Self::AuditUnavailable | Self::Unchecked(_) | Self::NotReady | Self::Internal(_) => {
+            Self::AuditUnavailable | Self::Unchecked(_) | Self::NotReady | Self::Overloaded(_) | Self::Internal(_) => {
                 Fault::Gateway
             }
             _ => Fault::Client,
@@ -327,6 +337,8 @@ impl Reject {
             Self::PeerGone => "peer_gone",
             Self::Cancelled => "cancelled",
             Self::NotReady => "not_ready",
+            Self::Overloaded(_) => "overloaded",
+            Self::TooManyHeaders => "too_many_headers",
         }
     }
 
@@ -387,7 +399,8 @@ impl Reject {
             | Self::InitializeInBatch
             | Self::UnsupportedVersion(_) => StatusCode::BAD_REQUEST,
             Self::UnknownTool { .. } => StatusCode::OK,
-            Self::AuditUnavailable | Self::Unchecked(_) | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+            Self::AuditUnavailable | Self::Unchecked(_) | Self::NotReady | Self::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Upstream { fault: UpstreamFault::TimedOut, .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Upstream { .. } => StatusCode::BAD_GATEWAY,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -407,13 +420,16 @@ impl Reject {
             | Self::BadRequestState(_)
             | Self::BadLevel => code::INVALID_PARAMS,
             Self::MethodNotFound { .. } => code::METHOD_NOT_FOUND,
-            Self::NoAnswer | Self::NoWayToAsk | Self::PeerGone | Self::TooMany(_) | Self::Limited(_) => {
-                code::INTERNAL_ERROR
-            }
-            Self::AuditUnavailable
+            Self::NoAnswer
+            | Self::NoWayToAsk
+            | Self::PeerGone
+            | Self::TooMany(_)
+            | Self::Limited(_)
+            | Self::AuditUnavailable
             | Self::Unchecked(_)
             | Self::Upstream { .. }
             | Self::NotReady
+            | Self::Overloaded(_)
             | Self::Internal(_) => code::INTERNAL_ERROR,
             _ => code::INVALID_REQUEST,
         }
@@ -436,7 +452,8 @@ impl Reject {
             | Self::Unchecked(_)
             | Self::NotReady
             | Self::TooMany(_)
-            | Self::Limited(_) => Outcome::Shed,
+            | Self::Limited(_)
+            | Self::Overloaded(_) => Outcome::Shed,
             Self::Cancelled => Outcome::Cancelled,
             Self::Internal(_) => Outcome::Internal,
             _ => Outcome::Invalid,
@@ -490,6 +507,9 @@ impl Reject {
                         headers.insert(name, value);
                     }
                 }
+            }
+            Self::Overloaded(seconds) => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(u16::from(*seconds)));
             }
             Self::MethodNotAllowed => {
                 headers.insert(header::ALLOW, HeaderValue::from_static("POST, GET, DELETE"));

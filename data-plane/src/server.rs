@@ -14,10 +14,13 @@ use waffles_runtime::host::{Foreign, Hosts};
 
 use crate::doors::{batch, rest, sse};
 use crate::gateway::{Door, Gateway, Scope, Source, read_up_to};
+use crate::overload::{Hold, Priority};
 use crate::peers;
 use crate::reject::Reject;
 use crate::stream::Body;
 
+/// Most header fields of a request, where HTTP itself has not counted them already.
+const MAX_FIELDS: usize = 100;
 /// Most bytes of what another proxy passes on: a whole message, packed.
 const MAX_SEALED: usize = 8 * 1024 * 1024;
 
@@ -95,7 +98,7 @@ impl Server {
             Err(reject) => {
                 let refused = self.refused(&reject);
                 let is_rest = matches!(parse(request.uri().path()), Some(Route::Rest(..)));
-                if is_rest { rest::refusal(&reject) } else { refused }
+                if is_rest { rest::refusal(&reject, refused.headers()) } else { refused }
             }
         }
     }
@@ -106,6 +109,9 @@ impl Server {
     }
 
     fn route(&self, request: &Request<Incoming>) -> Result<Route, Reject> {
+        if request.headers().len() > MAX_FIELDS {
+            return Err(Reject::TooManyHeaders);
+        }
         self.hosts.check(request.uri(), request.headers()).map_err(|foreign| match foreign {
             Foreign::Host => Reject::ForeignHost,
             Foreign::Origin => Reject::ForeignOrigin,
@@ -122,13 +128,26 @@ impl Server {
             Route::Rest(..) => true,
             Route::Door(_) => [Method::POST, Method::GET, Method::DELETE].contains(method),
         };
-        if served { Ok(route) } else { Err(Reject::MethodNotAllowed) }
+        if !served {
+            return Err(Reject::MethodNotAllowed);
+        }
+        // What can be refused for want of room is refused before anything is read or verified.
+        let priority = match &route {
+            Route::Door(_) => Priority::of_head(method, request.headers()),
+            Route::Sse(_) => Some(Priority::Listen),
+            Route::Rest(_, call) => Some(call.priority()),
+            // Signs of life, what other proxies wait for, and messages that only their text tells apart.
+            Route::Health | Route::Ready | Route::Peer | Route::Messages(_) => None,
+        };
+        priority.map_or(Ok(()), |priority| self.gateway.overload.look(priority))?;
+        Ok(route)
     }
 
     /// A message that a client brought to another proxy, and that is for something that this one holds.
     async fn passed(&self, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
         let (mut parts, mut body) = request.into_parts();
-        let sealed = match read_up_to(&mut body, MAX_SEALED).await {
+        let mut hold = Hold::new(&self.gateway.shared.buffers);
+        let sealed = match read_up_to(&mut body, MAX_SEALED, &mut hold).await {
             Ok(sealed) => sealed,
             Err(reject) => return self.refused(&reject),
         };

@@ -12,6 +12,7 @@ use crate::federation::catalogue::Catalogue;
 use crate::front::Sessions;
 use crate::hub::Hub;
 use crate::limit::Limits;
+use crate::overload::Buffers;
 use crate::record::Desk;
 use crate::state::Current;
 use crate::upstream::Upstream;
@@ -40,13 +41,16 @@ pub struct Shared {
     pub limits: Limits,
     /// Where other proxies of the group reach this one.
     pub address: Option<String>,
+    /// How much of messages may be held.
+    pub buffers: Arc<Buffers>,
     next_id: AtomicU64,
 }
 
 impl Shared {
-    /// Of a proxy that the others of its group reach at this address, and that counts limits in this way.
-    pub fn new(address: Option<String>, limits: Limits) -> Self {
-        Self { address, limits, ..Self::default() }
+    /// Of a proxy that the others of its group reach at this address, that counts limits in this way, and that may hold so
+    /// much of messages.
+    pub fn new(address: Option<String>, limits: Limits, buffers: Arc<Buffers>) -> Self {
+        Self { address, limits, buffers, ..Self::default() }
     }
 
     /// A fresh id for a request to a server without a session.

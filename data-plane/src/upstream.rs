@@ -15,6 +15,7 @@ use ::http::{HeaderMap, Method, StatusCode, Uri};
 use bytes::Bytes;
 use waffles_runtime::outbound::OutboundPolicy;
 
+use crate::overload::Buffers;
 use crate::permit::Permit;
 use crate::reject::Reject;
 use crate::state::Current;
@@ -59,9 +60,10 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// A way that obeys the outbound policy, and closes what the control plane says is its own.
-    pub fn new(policy: OutboundPolicy, current: Arc<Current>) -> Self {
-        Self { pool: Arc::new(Pool::new(policy, current)) }
+    /// A way that obeys the outbound policy, closes what the control plane says is its own, and holds no more of answers
+    /// than the process may.
+    pub fn new(policy: OutboundPolicy, current: Arc<Current>, buffers: Arc<Buffers>) -> Self {
+        Self { pool: Arc::new(Pool::new(policy, current, buffers)) }
     }
 
     /// The connections, for the task that closes idle ones.

@@ -119,6 +119,12 @@ impl Drain {
         self.shared.started.load(Ordering::Relaxed)
     }
 
+    /// When the grace period is over; none before the drain has started.
+    #[must_use]
+    pub fn forced_at(&self) -> Option<Instant> {
+        self.shared.started_at.get().map(|started| *started + self.shared.grace)
+    }
+
     /// Keeps the process alive until dropped. Two atomic operations, so one a request is fine.
     #[must_use]
     pub fn hold(&self) -> Hold {

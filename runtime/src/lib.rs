@@ -7,7 +7,7 @@ pub mod host;
 pub mod listen;
 pub mod memory;
 pub mod outbound;
-mod process;
+pub mod process;
 pub mod task;
 pub mod telemetry;
 pub mod tls;

@@ -1,12 +1,14 @@
-//! What the kernel says about this process, read from `/proc/self` when metrics are scraped.
+//! What the kernel says about this process, read from `/proc/self` when metrics are scraped, and how many files it may open.
 
 use std::fs;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Linux reports processor time to user space in hundredths of a second on every architecture.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -94,6 +96,29 @@ fn open_fds() -> Option<i64> {
     let count = i64::try_from(fs::read_dir("/proc/self/fd").ok()?.count()).ok()?;
     // One of them is the directory just read.
     Some(count - 1)
+}
+
+/// Processor time that the calling thread has had.
+#[must_use]
+pub fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Lets the process open as many files as its hard limit permits, and says how many that is. The soft limit is there for
+/// programs that cannot count beyond 1024.
+pub fn raise_file_limit() -> Option<u64> {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let soft = limit.current;
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::debug!(%error, "the limit of open files stays as it is");
+            return soft;
+        }
+    }
+    limit.current
 }
 
 pub(crate) fn max_fds() -> Option<i64> {

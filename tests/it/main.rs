@@ -9,6 +9,7 @@
 )]
 
 mod access;
+mod attacks;
 mod auth;
 mod bridge;
 mod call;
@@ -29,8 +30,10 @@ mod matrix;
 mod mixups;
 mod namespace_doors;
 mod namespaces;
+mod overload;
 mod planes;
 mod resilience;
+mod restarts;
 mod rights;
 mod rmcp_client;
 mod rotation;

@@ -86,6 +86,7 @@ const GROUND: &[&str] = &[
     "state",
     "discovery",
     "audit",
+    "overload",
     "metrics",
     "reject",
     "durable",

@@ -58,6 +58,17 @@ pub fn command(name: &str, cpu: Option<usize>) -> Command {
     command
 }
 
+/// As [`command`], for a program that may open so many files.
+fn limited(name: &str, files: u64) -> Command {
+    let inner = command(name, None);
+    let mut outer = Command::new("sh");
+    outer.arg("-c").arg(format!("ulimit -n {files}; exec \"$0\" \"$@\"")).arg(inner.as_std().get_program());
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("WAFFLES_")) {
+        outer.env_remove(name);
+    }
+    outer
+}
+
 /// A running child process, leader of its own group. Killed with the group when dropped.
 #[derive(Debug)]
 pub struct Program {
@@ -352,6 +363,8 @@ pub struct DataPlaneOptions {
     pub env: Vec<(String, String)>,
     /// The core it is bound to.
     pub cpu: Option<usize>,
+    /// How many files it may open.
+    pub files: Option<u64>,
 }
 
 impl Default for DataPlaneOptions {
@@ -365,6 +378,7 @@ impl Default for DataPlaneOptions {
             args: Vec::new(),
             env: Vec::new(),
             cpu: None,
+            files: None,
         }
     }
 }
@@ -489,7 +503,10 @@ impl DataPlane {
         control_plane: &str,
         [mcp, admin]: [String; 2],
     ) -> (Program, DataPlaneAnnounced) {
-        let mut command = command("waffles-data-plane", options.cpu);
+        let mut command = match options.files {
+            None => command("waffles-data-plane", options.cpu),
+            Some(files) => limited("waffles-data-plane", files),
+        };
         command.args([
             "--announce",
             "--control-plane",

@@ -20,6 +20,7 @@ use super::Visit;
 use super::messages::Messages;
 use crate::gateway::{Door, Gateway};
 use crate::limit::{RATE_LIMIT, RATE_LIMIT_POLICY};
+use crate::overload::Priority;
 use crate::reject::{Reject, UpstreamFault};
 use crate::stream::Body;
 
@@ -74,6 +75,11 @@ impl Call {
     /// Whether it is a GET; the others are POSTs.
     fn is_read(self) -> bool {
         matches!(self, Self::ResourcesList | Self::ResourcesRead)
+    }
+
+    /// How much it matters when there is no room for all.
+    pub fn priority(self) -> Priority {
+        Priority::of(&self.method())
     }
 
     fn method(self) -> Method {
@@ -195,6 +201,11 @@ async fn told(call: Call, response: Response<Body>) -> Response<Body> {
     keeping(problem.response(), &headers)
 }
 
+/// What a request is told that comes to none of the calls; `headers` are those of the refusal in its other form.
+pub fn refusal(reject: &Reject, headers: &HeaderMap) -> Response<Body> {
+    keeping(Problem::from(reject).response(), headers)
+}
+
 fn keeping(mut response: Response<Body>, headers: &HeaderMap) -> Response<Body> {
     for name in TOLD {
         if let Some(value) = headers.get(&name) {
@@ -202,11 +213,6 @@ fn keeping(mut response: Response<Body>, headers: &HeaderMap) -> Response<Body> 
         }
     }
     response
-}
-
-/// What a request is told that comes to none of the calls.
-pub fn refusal(reject: &Reject) -> Response<Body> {
-    Problem::from(reject).response()
 }
 
 /// The bare result, where it is one.

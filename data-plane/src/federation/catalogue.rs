@@ -199,6 +199,13 @@ impl Catalogue {
         *self.0.lock().generations.entry((server, list)).or_default() += 1;
     }
 
+    /// Forgets what can be asked for again: memory is short.
+    pub fn clear(&self) {
+        let mut inner = self.0.lock();
+        inner.lists.clear();
+        inner.described.clear();
+    }
+
     /// Forgets what nobody could be given any more.
     pub fn sweep(&self) {
         let mut inner = self.0.lock();

@@ -94,6 +94,7 @@ impl Gateway {
             record: exchange.record.hand_over(),
             current: Arc::clone(&self.current),
             drain: self.drain.clone(),
+            hold: answer.body.hold(),
         };
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -197,7 +198,8 @@ async fn whole(
     exchange.record.note_bytes(bytes.len());
     exchange.record.finish(end_of(&message));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    *response.body_mut() = Body::full(bytes);
+    // It is held until the client has it: one that does not read must not keep what others could use.
+    *response.body_mut() = Body::full(exchange.hold.of(bytes));
     Ok(response)
 }
 

@@ -43,6 +43,8 @@ fn name(reject: &Reject) -> &'static str {
         Reject::PeerGone => "PeerGone",
         Reject::Cancelled => "Cancelled",
         Reject::NotReady => "NotReady",
+        Reject::Overloaded(_) => "Overloaded",
+        Reject::TooManyHeaders => "TooManyHeaders",
         Reject::Internal(_) => "Internal",
     }
 }
@@ -114,12 +116,14 @@ fn samples() -> Vec<Reject> {
         Up::BrokeOff,
         Up::BadAnswer,
         Up::TooLarge,
+        Up::NoRoom,
         Up::Credential,
         Up::Failed,
     ] {
         samples.push(Reject::upstream(fault, false));
         samples.push(Reject::upstream(fault, true));
     }
+    samples.extend([Reject::Overloaded(1), Reject::TooManyHeaders]);
     samples.extend([Reject::NotReady, Reject::Internal("unusable_registration")]);
     samples
 }

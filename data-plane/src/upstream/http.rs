@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use http::{Uri, header};
-use http_body::{Body, Frame};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::time::error::Elapsed;
@@ -19,10 +19,13 @@ use waffles_runtime::task;
 
 use super::Answer;
 use super::pool::{Connection, Outbound, Pool, Prepared};
+use crate::overload::Hold;
 use crate::reject::{Reject, UpstreamFault};
 
 /// How long the rest of a body that nobody wants may take before its connection is closed instead of used again.
 const RECYCLE: Duration = Duration::from_secs(1);
+/// How long an answer waits for others to let go of the bytes that they hold.
+const ROOM_TIME: Duration = Duration::from_secs(5);
 
 /// An answer's body, with the connection that it comes on.
 pub struct Lease {
@@ -125,13 +128,15 @@ pub async fn next_frame<B: Body + Unpin>(
     }
 }
 
-/// Reads a whole body of at most `most` bytes, with a bound on each pause and on the whole.
+/// Reads a whole body of at most `most` bytes, with a bound on each pause and on the whole. What it takes is held of the
+/// process's budget for as long as the bytes are there; while there is no room, the server waits.
 pub async fn collect(
     mut body: Lease,
     most: usize,
     idle: Duration,
     until: Instant,
 ) -> Result<Bytes, UpstreamFault> {
+    let mut hold = body.hold();
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
     loop {
@@ -145,21 +150,32 @@ pub async fn collect(
         if first.len() + rest.len() + data.len() > most {
             return Err(UpstreamFault::TooLarge);
         }
+        if !hold.grow(data.len()) && !hold.grow_until(data.len(), until.min(Instant::now() + ROOM_TIME)).await
+        {
+            return Err(UpstreamFault::NoRoom);
+        }
         if first.is_empty() && rest.is_empty() {
             first = data;
         } else {
             if rest.is_empty() {
-                rest.reserve(first.len() + data.len());
+                // What is said of the length is believed, for memory that nobody writes to costs nothing.
+                let more = usize::try_from(body.size_hint().lower()).unwrap_or(most).min(most);
+                rest.reserve(first.len() + data.len() + more);
                 rest.extend_from_slice(&first);
                 first = Bytes::new();
             }
             rest.extend_from_slice(&data);
         }
     }
-    Ok(if rest.is_empty() { first } else { rest.freeze() })
+    Ok(hold.keep(if rest.is_empty() { first } else { rest.freeze() }))
 }
 
 impl Lease {
+    /// A hold of the process's budget, for what is read of this body.
+    pub fn hold(&self) -> Hold {
+        Hold::new(&self.pool.buffers)
+    }
+
     /// Reads what is left in the background, so that the connection can be used again; gives up after a second.
     pub fn recycle(mut self) {
         if self.incoming.is_end_stream() {
@@ -201,6 +217,10 @@ impl Body for Lease {
 
     fn is_end_stream(&self) -> bool {
         self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
     }
 }
 

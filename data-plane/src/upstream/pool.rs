@@ -27,6 +27,7 @@ use waffles_runtime::tls::ClientTrust;
 use waffles_runtime::{task, telemetry};
 
 use super::Outgoing;
+use crate::overload::Buffers;
 use crate::reject::{Reject, UpstreamFault};
 use crate::state::Current;
 
@@ -76,11 +77,20 @@ pub struct Pool {
     tls: Mutex<Option<TlsConnector>>,
     prepared: Mutex<HashMap<Uuid, Arc<Prepared>>>,
     idle: Mutex<HashMap<(Uuid, u16), Vec<Idle>>>,
+    /// How much of answers may be held.
+    pub(super) buffers: Arc<Buffers>,
 }
 
 impl Pool {
-    pub(super) fn new(policy: OutboundPolicy, current: Arc<Current>) -> Self {
-        Self { policy, current, tls: Mutex::default(), prepared: Mutex::default(), idle: Mutex::default() }
+    pub(super) fn new(policy: OutboundPolicy, current: Arc<Current>, buffers: Arc<Buffers>) -> Self {
+        Self {
+            policy,
+            current,
+            tls: Mutex::default(),
+            prepared: Mutex::default(),
+            idle: Mutex::default(),
+            buffers,
+        }
     }
 
     /// The policy of this moment.
