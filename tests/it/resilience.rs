@@ -133,7 +133,7 @@ async fn a_server_that_cannot_be_reached_is_told_at_once_and_another_endpoint_is
     let waffles = Seeded::and(|seed, url| {
         ids.push(seed.server("dead", &dead, |_| {}));
         seed.server("half-dead", &dead, |server| {
-            server.spec.endpoints.push(Endpoint { url: url.parse().unwrap(), weight: 1 });
+            server.spec.endpoints.push(Endpoint::at(url.parse().unwrap()));
         });
         seed.server("metadata", "http://169.254.169.254/mcp", |_| {});
     })
@@ -158,7 +158,7 @@ async fn a_server_that_cannot_be_reached_is_told_at_once_and_another_endpoint_is
 async fn a_session_stays_at_the_endpoint_that_began_it() {
     let other = waffles_tests::McpServer::start().await;
     let waffles = Seeded::with(|server| {
-        server.spec.endpoints.push(Endpoint { url: other.url().parse().unwrap(), weight: 1 });
+        server.spec.endpoints.push(Endpoint::at(other.url().parse().unwrap()));
     })
     .await;
     let mut clients = Vec::new();
@@ -230,7 +230,7 @@ async fn a_call_that_may_have_been_read_is_never_sent_again() {
         .await;
         let waffles = Seeded::and(|seed, url| {
             seed.server("raw", &upstream.url(), |server| {
-                server.spec.endpoints.push(Endpoint { url: url.parse().unwrap(), weight: 1 });
+                server.spec.endpoints.push(Endpoint::at(url.parse().unwrap()));
                 server.spec.endpoints[0].weight = 1000;
             });
         })
