@@ -9,11 +9,13 @@ PAIRS=${PAIRS:-150000}         # listed against callable: tests/it/rights.rs
 SEQUENCES=${SEQUENCES:-100000} # random administrative calls: tests/it/escalation.rs
 CALLS=${CALLS:-1000000}        # calls with colliding ids: tests/it/mixups.rs
 WINDOWS=${WINDOWS:-300}       # of two seconds, under ten times a limit: tests/it/limits.rs
+BROKEN=${BROKEN:-2000}         # calls of each of eight servers, most of them broken: tests/it/breakers.rs
 EVENTS=${EVENTS:-1000000}      # audited calls that a draft is tried on
 
 target=${CARGO_TARGET_DIR:-target}
 export WAFFLES_TEST_LIMIT_WINDOWS=$WINDOWS
 export WAFFLES_TEST_PAIRS=$PAIRS WAFFLES_TEST_SEQUENCES=$SEQUENCES WAFFLES_TEST_CALLS=$CALLS
+export WAFFLES_TEST_BROKEN_CALLS=$BROKEN
 
 soak() {
   "$target/debug/with-services" cargo test -p waffles-tests --test it -- "$@"
@@ -26,7 +28,9 @@ step "$PAIRS pairs of listed and callable" soak what_is_listed_is_what_can_be_ca
 step "$SEQUENCES sequences of administrative calls" soak nobody_gives_or_gets_what_they_do_not_hold
 step "$CALLS calls with colliding ids" soak mixups
 step "limits, $WINDOWS windows of a flood" soak limits::
+step "$BROKEN calls of each of eight servers" soak broken_servers_give_one_answer
 step "programs as they are shipped" \
   cargo build --release -p waffles-control-plane -p waffles-data-plane -p waffles-tests --bins
 step "a draft on $EVENTS audited calls" "$target/release/waffles-bench" what-if --calls "$EVENTS"
 step "a policy of 1000 rules" "$target/release/waffles-bench" rules
+step "healthy servers beside broken ones" "$target/release/waffles-bench" neighbours

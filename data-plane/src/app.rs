@@ -44,7 +44,7 @@ use crate::server::Server;
 use crate::shared::{Means, Shared};
 use crate::sightings::Sightings;
 use crate::state::{Current, Disk, proxy_id};
-use crate::upstream::Upstream;
+use crate::upstream::{Standings, Upstream};
 
 /// How often idle connections to servers are closed.
 const SWEEP: Duration = Duration::from_secs(2);
@@ -150,8 +150,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     if let Some(keeper) = keeper {
         task::spawn("shared limits", keeper.run(drain.clone()));
     }
+    let standings = Standings::new(config.zone.clone(), desk.metrics.upstream.clone());
     let address = peers::own_address(config.peer_url.as_deref(), mcp_addr, tls.is_some());
-    let shared = Arc::new(Shared::new(address, limits));
+    let shared = Arc::new(Shared::new(address, limits, standings));
     let sends = uplink::Config { link, proxy_id };
     let uplink = uplink::spawn(
         sends,
@@ -179,6 +180,10 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         .route("/audit", {
             let desk = Arc::clone(&desk);
             move || desk.trail.report()
+        })
+        .route("/upstreams", {
+            let standings = Arc::clone(&shared.standings);
+            move || standings.report()
         })
         .route("/uplink", uplink.reporter())
         .bind(config.admin_addr)
@@ -248,7 +253,8 @@ impl Bound {
             }
         });
         let current = Arc::clone(&worker.current);
-        let upstream = Upstream::new(worker.outbound.clone(), Arc::clone(&current));
+        let upstream =
+            Upstream::new(worker.outbound.clone(), Arc::clone(&current), Arc::clone(&shared.standings));
         let means = Means {
             shared: Arc::clone(&shared),
             upstream: upstream.clone(),
@@ -322,7 +328,8 @@ impl Worker {
     }
 
     async fn serve(self, socket: std::net::TcpListener) -> std::io::Result<()> {
-        let upstream = Upstream::new(self.outbound, Arc::clone(&self.current));
+        let upstream =
+            Upstream::new(self.outbound, Arc::clone(&self.current), Arc::clone(&self.shared.standings));
         let sweeper = sweep(upstream.clone(), Arc::clone(&self.current));
         let metrics = self.desk.metrics.clone();
         let gateway = Arc::new(Gateway {
@@ -447,6 +454,7 @@ async fn upkeep(shared: Arc<Shared>, upstream: Upstream, current: Arc<Current>, 
         shared.eras.sweep(&current.load());
         shared.schemas.sweep(&current.load());
         shared.limits.sweep(&current.load());
+        shared.standings.sweep(&current.load());
         upstream.pool().sweep(&current.load());
     }
     shared.lot.clear();

@@ -256,7 +256,8 @@ impl Gateway {
         {
             return Box::pin(self.listen(exchange, &permit, head)).await;
         }
-        let outgoing = translate(exchange, parts, call.as_ref(), session.as_ref());
+        let outgoing =
+            translate(exchange, parts, call.as_ref(), session.as_ref(), &permit.entry().server.spec);
         let answer = self.forward(exchange, &permit, outgoing, call.as_ref()).await?;
         if head.is_some_and(|head| head.method == Method::Initialize && !exchange.modern) {
             return Box::pin(self.shake_hands(exchange, parts, permit, call, answer)).await;

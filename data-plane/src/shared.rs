@@ -14,10 +14,10 @@ use crate::hub::Hub;
 use crate::limit::Limits;
 use crate::record::Desk;
 use crate::state::Current;
-use crate::upstream::Upstream;
 use crate::upstream::backs::Backs;
 use crate::upstream::eras::Eras;
 use crate::upstream::schemas::Schemas;
+use crate::upstream::{Standings, Upstream};
 
 /// Shared by all threads.
 #[derive(Debug, Default)]
@@ -40,13 +40,15 @@ pub struct Shared {
     pub limits: Limits,
     /// Where other proxies of the group reach this one.
     pub address: Option<String>,
+    /// How servers stand: who is left alone, who is busy.
+    pub standings: Arc<Standings>,
     next_id: AtomicU64,
 }
 
 impl Shared {
     /// Of a proxy that the others of its group reach at this address, and that counts limits in this way.
-    pub fn new(address: Option<String>, limits: Limits) -> Self {
-        Self { address, limits, ..Self::default() }
+    pub fn new(address: Option<String>, limits: Limits, standings: Standings) -> Self {
+        Self { address, limits, standings: Arc::new(standings), ..Self::default() }
     }
 
     /// A fresh id for a request to a server without a session.

@@ -10,6 +10,7 @@
 
 mod access;
 mod auth;
+mod breakers;
 mod bridge;
 mod call;
 mod canary;

@@ -4,6 +4,7 @@
 mod federation;
 mod listeners;
 mod load;
+mod neighbours;
 mod passthrough;
 mod report;
 mod rules;
@@ -78,6 +79,14 @@ enum Part {
     WhatIf(what_if::WhatIf),
     /// Measures what a policy of many rules costs.
     Rules(rules::Rules),
+    /// Measures what a healthy server notices of a broken one beside it.
+    Neighbours(neighbours::Neighbours),
+    /// A server that is well or not.
+    #[command(hide = true)]
+    Other(neighbours::Other),
+    /// Asks at a fixed rate.
+    #[command(hide = true)]
+    Callers(neighbours::Callers),
 }
 
 /// What a serving child says when it is ready.
@@ -146,6 +155,9 @@ impl Bench {
             Some(Part::Federation(federation)) => runtime.block_on(federation.run()),
             Some(Part::WhatIf(what_if)) => runtime.block_on(what_if.run()),
             Some(Part::Rules(rules)) => runtime.block_on(rules.run(&self)),
+            Some(Part::Neighbours(neighbours)) => runtime.block_on(neighbours.run(&self)),
+            Some(Part::Other(other)) => runtime.block_on(other.serve()),
+            Some(Part::Callers(callers)) => runtime.block_on(callers.run()),
             None => runtime.block_on(self.measure()),
         }
     }

@@ -12,7 +12,7 @@ use waffles_mcp::sse::{Decoder, Item};
 use waffles_mcp::{Kind, Limits, Message};
 
 use super::http::{Lease, collect};
-use super::{Answer, is_type};
+use super::{Answer, Place, is_type};
 use crate::reject::{Reject, UpstreamFault};
 use crate::stream::MAX_ANSWER;
 
@@ -30,6 +30,8 @@ pub struct Inbox {
     endless: bool,
     /// Where a stream that was closed can be taken up again [2025-11-25 basic/transports#resumability].
     resume: Resume,
+    /// The call's place at the server, where the answer does not come with the request's own lease.
+    place: Option<Place>,
 }
 
 /// What a server has said of taking up a stream again.
@@ -73,12 +75,12 @@ impl Heard {
             if matches!(status.as_u16(), 401 | 403 | 407) {
                 return Err(Reject::upstream(UpstreamFault::Credential, true));
             }
-            let until = Instant::now() + REFUSAL_TIME;
+            let (until, wait) = (Instant::now() + REFUSAL_TIME, answer.retry_after());
             let body = collect(answer.body, MAX_REFUSAL, REFUSAL_TIME, until).await.unwrap_or_default();
             let message = Message::parse(body, &Limits::RESPONSE).ok();
             let message = message.filter(|message| message.kind() == Kind::Error).map(Box::new);
             if message.is_none() && !status.is_client_error() {
-                return Err(Reject::upstream(UpstreamFault::Failed, true));
+                return Err(Reject::upstream(UpstreamFault::Failed, true).ask_again_in(wait));
             }
             return Ok(Self::Refused { status, message });
         }
@@ -95,14 +97,39 @@ impl Heard {
         } else {
             return Err(Reject::upstream(UpstreamFault::BadAnswer, true));
         };
-        Ok(Self::Inbox(Inbox { source, came: 0, endless: false, resume: Resume::default() }))
+        Ok(Self::Inbox(Inbox { source, came: 0, endless: false, resume: Resume::default(), place: None }))
     }
 }
 
 impl Inbox {
     /// The messages that the reader of a shared stream sorts out for one request.
     pub(super) fn shared(receiver: mpsc::Receiver<Message>) -> Self {
-        Self { source: Source::Shared(receiver), came: 0, endless: true, resume: Resume::default() }
+        let source = Source::Shared(receiver);
+        Self { source, came: 0, endless: true, resume: Resume::default(), place: None }
+    }
+
+    /// Keeps the call's place until the call is over.
+    pub(super) fn holding(self, place: Option<Place>) -> Self {
+        Self { place, ..self }
+    }
+
+    /// The server has asked something that a person may have to answer: the call holds no place at it any more.
+    pub fn waits_for_a_person(&mut self) {
+        self.place = None;
+        match &mut self.source {
+            Source::Json { lease, .. } => lease.waits_for_a_person(),
+            Source::Stream { lease, .. } => lease.waits_for_a_person(),
+            Source::Shared(_) | Source::Ended => {}
+        }
+    }
+
+    /// Counts it as a failure of the server, and hands back of which kind.
+    pub fn failed(&mut self, fault: UpstreamFault) -> UpstreamFault {
+        match &mut self.source {
+            Source::Json { lease, .. } => lease.failed(fault),
+            Source::Stream { lease, .. } => lease.failed(fault),
+            Source::Shared(_) | Source::Ended => fault,
+        }
     }
 
     /// For a stream that stays open: it may say any amount in the course of time.
@@ -140,7 +167,10 @@ impl Inbox {
                             };
                         }
                         Ok(None) => {}
-                        Err(_) => return self.end(Err(UpstreamFault::TooLarge)),
+                        Err(_) => {
+                            let fault = lease.failed(UpstreamFault::TooLarge);
+                            return self.end(Err(fault));
+                        }
                     }
                     match lease.frame().await {
                         None => return self.end(Ok(None)),
