@@ -78,6 +78,13 @@ impl Answer {
         retry_after(&self.headers)
     }
 
+    /// Nothing more is wanted of it but the place, for another attempt.
+    fn give_up(mut self) -> Option<Place> {
+        let place = self.body.take_place();
+        self.body.recycle();
+        place
+    }
+
     /// Whether the server, or what stands before it, says that it cannot answer just now.
     fn is_passing_trouble(&self) -> bool {
         matches!(self.status.as_u16(), 502..=504)
@@ -121,30 +128,38 @@ impl Upstream {
                 Ok(picked) => picked,
                 Err(reject) => return Err(last.unwrap_or(reject)),
             };
-            let spare = (manner == Manner::Repeatable && course.has_another()).then(|| request.clone());
+            // Boxed, as all that only few messages need: every exchange would carry its room.
+            let spare =
+                (manner == Manner::Repeatable && course.has_another()).then(|| Box::new(request.clone()));
             let ticket = Ticket::new(&prepared, picked, place.take(), manner == Manner::Listens);
             match http::attempt(&self.pool, ticket, path.as_ref(), request, &timeouts, until).await {
-                Ok(mut answer) => match spare.filter(|_| answer.is_passing_trouble()) {
-                    Some(spare) if course.goes_again(picked, answer.retry_after()).await => {
-                        place = answer.body.take_place();
-                        answer.body.recycle();
-                        request = spare;
+                Ok(answer) => match spare.filter(|_| answer.is_passing_trouble()) {
+                    None => return Ok(answer),
+                    Some(spare) => {
+                        if !Box::pin(course.goes_again(picked, answer.retry_after())).await {
+                            return Ok(answer);
+                        }
+                        (request, place) = (*spare, answer.give_up());
                     }
-                    _ => return Ok(answer),
                 },
-                // Another endpoint will do, since nothing has left this process.
-                Err(Failed { reject, unsent: Some(unsent), place: back })
-                    if reject.retryable() && course.goes_elsewhere(picked, "unsent") =>
-                {
-                    (last, request, place) = (Some(reject), unsent, back);
+                Err(failed) => {
+                    let Failed { reject, unsent, place: back } = *failed;
+                    request = match (unsent, spare) {
+                        // Another endpoint will do, since nothing has left this process.
+                        (Some(unsent), _)
+                            if reject.retryable() && course.goes_elsewhere(picked, "unsent") =>
+                        {
+                            unsent
+                        }
+                        (None, Some(spare))
+                            if reject.is_break() && Box::pin(course.goes_again(picked, None)).await =>
+                        {
+                            *spare
+                        }
+                        _ => return Err(reject),
+                    };
+                    (last, place) = (Some(reject), back);
                 }
-                Err(Failed { reject, unsent: None, place: back }) => match spare {
-                    Some(spare) if reject.is_break() && course.goes_again(picked, None).await => {
-                        (last, request, place) = (Some(reject), spare, back);
-                    }
-                    _ => return Err(reject),
-                },
-                Err(failed) => return Err(failed.reject),
             }
         }
     }

@@ -31,11 +31,12 @@ fn reason(answer: &waffles_tests::Answer) -> (u16, String) {
     (answer.status.as_u16(), reason)
 }
 
+/// What the admin port says of a server; null where it was not called yet.
 async fn upstreams(waffles: &Seeded, server: &str) -> Value {
     let answer = http_client().get(waffles.proxy.admin_url("/upstreams")).send().await.unwrap();
     let report: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
     let found = report["servers"].as_array().unwrap().iter().find(|known| known["server"] == server);
-    found.cloned().unwrap_or_else(|| panic!("{server} is not in {report}"))
+    found.cloned().unwrap_or_default()
 }
 
 #[tokio::test]

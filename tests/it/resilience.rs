@@ -241,13 +241,14 @@ async fn a_call_that_may_have_been_read_is_never_sent_again() {
             connection.reset();
         })
         .await;
-        let waffles = Seeded::and(|seed, url| {
+        let near = DataPlaneOptions { args: vec!["--zone".into(), "near".into()], ..Default::default() };
+        let more = |seed: &mut waffles_tests::Seed, url: &str| {
             seed.server("raw", &upstream.url(), |server| {
                 server.spec.endpoints.push(Endpoint::at(url.parse().unwrap()));
-                server.spec.endpoints[0].weight = 1000;
+                server.spec.endpoints[0].zone = "near".into();
             });
-        })
-        .await;
+        };
+        let waffles = Seeded::made(near, |_| {}, more).await;
         let client = at(&waffles, "raw").with("mcp-protocol-version", "2025-11-25");
         assert_eq!(client.call("x", json!({})).await.unwrap().status, 200);
         let long = "x".repeat(2 << 20);

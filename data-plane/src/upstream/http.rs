@@ -34,7 +34,7 @@ pub struct Lease {
     ticket: Ticket,
 }
 
-/// An attempt that came to nothing.
+/// An attempt that came to nothing. Boxed, since every exchange would carry its room.
 pub(super) struct Failed {
     /// Why.
     pub(super) reject: Reject,
@@ -45,17 +45,19 @@ pub(super) struct Failed {
 }
 
 impl Failed {
-    fn unsent(fault: UpstreamFault, request: Outbound, mut ticket: Ticket) -> Self {
+    fn unsent(fault: UpstreamFault, request: Outbound, mut ticket: Ticket) -> Box<Self> {
         // What the outbound policy keeps closed says nothing of the server.
         if fault != UpstreamFault::Closed {
             ticket.failed(fault);
         }
-        Self { reject: Reject::upstream(fault, false), unsent: Some(request), place: ticket.take_place() }
+        let (reject, place) = (Reject::upstream(fault, false), ticket.take_place());
+        Box::new(Self { reject, unsent: Some(request), place })
     }
 
-    fn sent(fault: UpstreamFault, mut ticket: Ticket) -> Self {
+    fn sent(fault: UpstreamFault, mut ticket: Ticket) -> Box<Self> {
         ticket.failed(fault);
-        Self { reject: Reject::upstream(fault, true), unsent: None, place: ticket.take_place() }
+        let (reject, place) = (Reject::upstream(fault, true), ticket.take_place());
+        Box::new(Self { reject, unsent: None, place })
     }
 }
 
@@ -68,7 +70,7 @@ pub(super) async fn attempt(
     mut request: Outbound,
     timeouts: &Timeouts,
     until: Instant,
-) -> Result<Answer, Failed> {
+) -> Result<Answer, Box<Failed>> {
     let (prepared, endpoint) = (Arc::clone(&ticket.prepared), ticket.endpoint);
     let Some(target) = prepared.targets.get(usize::from(endpoint)) else {
         return Err(Failed::unsent(UpstreamFault::Unreachable, request, ticket));

@@ -45,7 +45,7 @@ pub struct Resume {
 
 #[derive(Debug)]
 enum Source {
-    Json { lease: Lease, read: BytesMut },
+    Json { lease: Box<Lease>, read: BytesMut },
     Stream { lease: Box<Lease>, decoder: Box<Decoder> },
     Shared(mpsc::Receiver<Message>),
     Ended,
@@ -90,7 +90,7 @@ impl Heard {
         let source = if is_type(&answer.headers, "text/event-stream") {
             Source::Stream { lease: Box::new(answer.body), decoder: Box::default() }
         } else if is_type(&answer.headers, "application/json") {
-            Source::Json { lease: answer.body, read: BytesMut::new() }
+            Source::Json { lease: Box::new(answer.body), read: BytesMut::new() }
         } else if status == StatusCode::ACCEPTED || status == StatusCode::NO_CONTENT {
             answer.body.recycle();
             return Ok(Self::Accepted);
