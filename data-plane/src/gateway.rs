@@ -158,7 +158,8 @@ impl Gateway {
         source: Source,
     ) -> Response<Body> {
         let mut source = source;
-        let served = self.frame(passed, &door, peer, &parts, &mut source).await;
+        // Boxed: the doors that come this way hold more than one message.
+        let served = Box::pin(self.frame(passed, &door, peer, &parts, &mut source)).await;
         served.unwrap_or_else(|| {
             Reject::Internal("unserved_batch").response(None, Uuid::now_v7()).map(Body::full)
         })
