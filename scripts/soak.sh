@@ -13,6 +13,7 @@ MUTATIONS=${MUTATIONS:-1000}    # damaged snapshots: tests/it/scale.rs
 DAYS_CALLS=${DAYS_CALLS:-20000}  # calls in 400 days without a control plane
 KILLS=${KILLS:-1000}           # proxies killed under load: tests/it/trail.rs
 EDITS=${EDITS:-10000}          # changes of an audit trail: tests/it/trail.rs
+BROKEN=${BROKEN:-2000}         # calls of each of eight servers, most of them broken: tests/it/breakers.rs
 EVENTS=${EVENTS:-1000000}      # audited calls that a draft is tried on
 
 target=${CARGO_TARGET_DIR:-target}
@@ -25,6 +26,7 @@ LISTENERS=${LISTENERS:-10000}  # idle listeners
 export WAFFLES_TEST_ATTACKS=$ATTACKS WAFFLES_TEST_RESTARTS=$RESTARTS WAFFLES_TEST_RESTART_CALLS=$RESTART_CALLS
 export WAFFLES_TEST_PAIRS=$PAIRS WAFFLES_TEST_SEQUENCES=$SEQUENCES WAFFLES_TEST_CALLS=$CALLS
 export WAFFLES_TEST_KILLS=$KILLS WAFFLES_TEST_EDITS=$EDITS
+export WAFFLES_TEST_BROKEN_CALLS=$BROKEN
 
 soak() {
   "$target/debug/with-services" cargo test -p waffles-tests --test it -- "$@"
@@ -42,6 +44,7 @@ step "$KILLS proxies killed under load" soak every_answer_is_in_the_audit_once_t
 step "$EDITS changes of an audit trail" soak whatever_is_done_to_a_trail_is_found_where_it_was_done
 step "attacks on memory" soak no_attack_takes_more_memory_than_there_is
 step "$RESTARTS restarts under $RESTART_CALLS calls" soak restarting_one_of_two_proxies_loses_no_call
+step "$BROKEN calls of each of eight servers" soak broken_servers_give_one_answer
 step "programs as they are shipped" \
   cargo build --release -p waffles-control-plane -p waffles-data-plane -p waffles-tests --bins
 step "a draft on $EVENTS audited calls" "$target/release/waffles-bench" what-if --calls "$EVENTS"
@@ -52,3 +55,4 @@ for era in stateless sessions; do
   step "overload, $era" "$target/release/waffles-bench" overload --era "$era"
 done
 step "overload by clients that do not wait" "$target/release/waffles-bench" overload --rude
+step "healthy servers beside broken ones" "$target/release/waffles-bench" neighbours

@@ -205,7 +205,7 @@ fn step(name: &str, wanted: &Wanted, server: Option<&Server>, programs: &Program
                     Spec {
                         name: name.to_owned(),
                         transport: *transport,
-                        endpoints: vec![Endpoint { url, weight: 1 }],
+                        endpoints: vec![Endpoint { url, weight: 1, zone: String::new() }],
                         ..Spec::default()
                     },
                     credential,
@@ -272,7 +272,7 @@ mod tests {
     use super::*;
 
     fn server(name: &str, url: &str, tag: &str) -> Server {
-        let endpoints = vec![pb::Endpoint { url: url.to_owned(), weight: 1 }];
+        let endpoints = vec![pb::Endpoint { url: url.to_owned(), weight: 1, zone: String::new() }];
         let spec = ServerSpec {
             name: name.to_owned(),
             endpoints,

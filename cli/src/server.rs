@@ -158,6 +158,11 @@ pub(crate) struct SpecArgs {
     /// How long a call may take in all.
     #[arg(long, value_name = "SPAN", value_parser = moment::span)]
     timeout_total: Option<Duration>,
+    /// The zone of each address in turn, such as `eu-1,eu-2`; empty for one that is in none. A proxy prefers its own.
+    #[arg(long, value_name = "ZONE", value_delimiter = ',')]
+    zone: Vec<String>,
+    #[command(flatten)]
+    resilience: ResilienceArgs,
     /// What happens to a call whose audit record cannot be made durable.
     #[arg(long, value_name = "MODE")]
     audit: Option<AuditArg>,
@@ -170,6 +175,99 @@ pub(crate) struct SpecArgs {
     /// A group of proxies that serves it, instead of all; may be repeated.
     #[arg(long, value_name = "GROUP")]
     group: Vec<String>,
+}
+
+/// What happens when a server fails, is slow or is busy.
+#[derive(Debug, Args)]
+struct ResilienceArgs {
+    /// After so many failures in a row an address is left alone for a while; 0: not for that.
+    #[arg(long, value_name = "N")]
+    breaker_failures: Option<u32>,
+    /// The same where such a share of recent calls failed, in percent; 0: not for that.
+    #[arg(long, value_name = "PERCENT")]
+    breaker_error_percent: Option<u32>,
+    /// Fewer recent calls than this say nothing about the share.
+    #[arg(long, value_name = "N")]
+    breaker_least_calls: Option<u32>,
+    /// What recent is.
+    #[arg(long, value_name = "SPAN", value_parser = moment::span)]
+    breaker_window: Option<Duration>,
+    /// How long an address is left alone the first time, and each time after that twice as long.
+    #[arg(long, value_name = "SPAN", value_parser = moment::span)]
+    breaker_open: Option<Duration>,
+    /// How long at the most.
+    #[arg(long, value_name = "SPAN", value_parser = moment::span)]
+    breaker_open_most: Option<Duration>,
+    /// So many calls must succeed before all go to it again.
+    #[arg(long, value_name = "N")]
+    breaker_trials: Option<u32>,
+    /// How long a `Retry-After` of the server is obeyed at the most; 0s: it is only passed on.
+    #[arg(long, value_name = "SPAN", value_parser = moment::span)]
+    retry_after_most: Option<Duration>,
+    /// An address whose share of errors is by so many percentage points above that of the others is left out; 0: never.
+    #[arg(long, value_name = "POINTS")]
+    outlier_margin: Option<u32>,
+    /// Most of the addresses that are left out for that, in percent.
+    #[arg(long, value_name = "PERCENT")]
+    outlier_most: Option<u32>,
+    /// Most calls under way at a time, from one proxy; 0: no cap.
+    #[arg(long, value_name = "N")]
+    max_concurrent: Option<u32>,
+    /// Most calls that wait for one of these places.
+    #[arg(long, value_name = "N")]
+    queue: Option<u32>,
+    /// How long one waits for a place at the most.
+    #[arg(long, value_name = "SPAN", value_parser = moment::span)]
+    queue_wait: Option<Duration>,
+    /// Most attempts after the first, for what may be sent again; 0: none.
+    #[arg(long, value_name = "N")]
+    retries: Option<u32>,
+    /// Such a share of all messages may be sent again, in percent.
+    #[arg(long, value_name = "PERCENT")]
+    retry_budget: Option<u32>,
+    /// So many a second may be, however few messages there are.
+    #[arg(long, value_name = "N")]
+    retry_least: Option<u32>,
+    /// The first wait before an attempt; each after that is twice as long.
+    #[arg(long, value_name = "SPAN", value_parser = moment::span)]
+    retry_backoff: Option<Duration>,
+}
+
+impl ResilienceArgs {
+    fn apply(self, spec: &mut ServerSpec) -> anyhow::Result<()> {
+        let resilience = spec.resilience.get_or_insert_default();
+        let breaker = resilience.breaker.get_or_insert_default();
+        let outlier = resilience.outlier.get_or_insert_default();
+        let retry = resilience.retry.get_or_insert_default();
+        for (number, new) in [
+            (&mut breaker.failures, self.breaker_failures),
+            (&mut breaker.error_percent, self.breaker_error_percent),
+            (&mut breaker.least_calls, self.breaker_least_calls),
+            (&mut breaker.trials, self.breaker_trials),
+            (&mut outlier.margin_percent, self.outlier_margin),
+            (&mut outlier.most_percent, self.outlier_most),
+            (&mut resilience.max_concurrent, self.max_concurrent),
+            (&mut resilience.queue, self.queue),
+            (&mut retry.attempts, self.retries),
+            (&mut retry.budget_percent, self.retry_budget),
+            (&mut retry.budget_least, self.retry_least),
+        ] {
+            *number = new.or(*number);
+        }
+        for (span, new) in [
+            (&mut breaker.window, self.breaker_window),
+            (&mut breaker.open, self.breaker_open),
+            (&mut breaker.open_most, self.breaker_open_most),
+            (&mut breaker.retry_after_most, self.retry_after_most),
+            (&mut resilience.queue_wait, self.queue_wait),
+            (&mut retry.backoff, self.retry_backoff),
+        ] {
+            if let Some(new) = new {
+                *span = Some(new.try_into()?);
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -219,6 +317,8 @@ pub(crate) enum Field {
     Methods,
     /// The default time limits.
     Timeouts,
+    /// The defaults of what happens when it fails, is slow or is busy.
+    Resilience,
     /// No field blanked.
     Redact,
     /// All groups of proxies.
@@ -261,6 +361,14 @@ impl SpecArgs {
         for (endpoint, weight) in spec.endpoints.iter_mut().zip(self.weight) {
             endpoint.weight = weight;
         }
+        if !self.zone.is_empty() && self.zone.len() != spec.endpoints.len() {
+            let message = format!("{} zones for {} addresses", self.zone.len(), spec.endpoints.len());
+            return Err(Failure::usage(message).next("Give one zone for each address.").into());
+        }
+        for (endpoint, zone) in spec.endpoints.iter_mut().zip(self.zone) {
+            endpoint.zone = zone;
+        }
+        self.resilience.apply(spec)?;
         if let Some(description) = self.description {
             spec.description = description;
         }
@@ -333,7 +441,7 @@ fn mark(text: &str) -> Result<ToolMark, String> {
 }
 
 fn endpoints(urls: Vec<String>) -> Vec<Endpoint> {
-    urls.into_iter().map(|url| Endpoint { url, weight: 1 }).collect()
+    urls.into_iter().map(|url| Endpoint { url, weight: 1, zone: String::new() }).collect()
 }
 
 fn clear(spec: &mut ServerSpec, field: Field) {
@@ -349,6 +457,7 @@ fn clear(spec: &mut ServerSpec, field: Field) {
         Field::Marks => spec.marks.clear(),
         Field::Methods => spec.methods.clear(),
         Field::Timeouts => spec.timeouts = Some(Timeouts::default()),
+        Field::Resilience => spec.resilience = None,
         Field::Redact => spec.redact.clear(),
         Field::Groups => spec.groups.clear(),
     }

@@ -372,6 +372,8 @@ fn differences(before: &Spec, after: &Spec) -> Vec<&'static str> {
         ("audit", before.audit != after.audit),
         ("capture", before.capture != after.capture),
         ("redact", before.redact != after.redact),
+        ("groups", before.groups != after.groups),
+        ("resilience", before.resilience != after.resilience),
     ]
     .into_iter()
     .filter_map(|(field, differs)| differs.then_some(field))

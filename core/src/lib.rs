@@ -10,6 +10,7 @@ pub mod namespace;
 pub mod policy;
 pub mod principal;
 pub mod proxy;
+pub mod resilience;
 pub mod seal;
 pub mod server;
 pub mod snapshot;

@@ -11,6 +11,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::proxy::is_group;
+use crate::resilience::Resilience;
 use crate::{FieldError, is_dns_label};
 
 /// How a server speaks MCP on the wire.
@@ -81,6 +82,15 @@ pub struct Endpoint {
     pub url: Url,
     /// Share of the traffic, 1 to 1000.
     pub weight: u16,
+    /// Where it stands, as its operators call it; empty: nowhere in particular. A proxy prefers its own zone.
+    pub zone: String,
+}
+
+impl Endpoint {
+    /// One that has its full share, and stands nowhere in particular.
+    pub fn at(url: Url) -> Self {
+        Self { url, weight: 1, zone: String::new() }
+    }
 }
 
 /// Time limits of one call.
@@ -169,6 +179,8 @@ pub struct Spec {
     pub redact: Vec<String>,
     /// Groups of proxies that serve it; empty: all.
     pub groups: Vec<String>,
+    /// What happens when it fails, is slow or is busy.
+    pub resilience: Resilience,
 }
 
 /// A registered MCP server.
@@ -241,6 +253,9 @@ impl Spec {
             if !(1..=1000).contains(&endpoint.weight) {
                 wrong(format!("endpoints[{i}].weight"), "must be 1 to 1000");
             }
+            if !endpoint.zone.is_empty() && !is_zone(&endpoint.zone) {
+                wrong(format!("endpoints[{i}].zone"), "must be 1 to 63 letters, digits or any of `_.-`");
+            }
         }
         for (field, value, most) in [
             ("connect", self.timeouts.connect, 60),
@@ -288,12 +303,22 @@ impl Spec {
         for (i, _) in self.groups.iter().enumerate().filter(|(_, group)| !is_group(group)) {
             wrong(format!("groups[{i}]"), "must be a DNS label: 1 to 63 of a-z, 0-9 and inner hyphens");
         }
+        problems.extend(self.resilience.problems());
         problems
     }
 
     /// Whether callers may use a method that no revision of the protocol names.
     pub fn allows_method(&self, method: &str) -> bool {
         self.methods.iter().any(|pattern| fits(pattern, method))
+    }
+
+    /// Whether a tool may be called again where nobody knows whether it ran: by the registry's word alone.
+    pub fn may_repeat(&self, tool: &str) -> bool {
+        // Most servers have no marks, and this is asked for each call.
+        !self.marks.is_empty() && {
+            let marks = self.marks_of(tool);
+            marks.read_only == Some(true) || marks.idempotent == Some(true)
+        }
     }
 
     /// What the registry says of a tool.
@@ -361,6 +386,11 @@ fn is_free_header(name: &str) -> bool {
 
 fn is_tag(tag: &str) -> bool {
     (1..=63).contains(&tag.len()) && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:/-".contains(&b))
+}
+
+/// Whether a text may be the name of a zone.
+pub fn is_zone(zone: &str) -> bool {
+    (1..=63).contains(&zone.len()) && zone.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
 /// Whether a text may stand in a tool filter.
@@ -466,7 +496,7 @@ mod tests {
     fn spec() -> Spec {
         Spec {
             name: "demo".into(),
-            endpoints: vec![Endpoint { url: Url::parse("http://127.0.0.1:9/mcp").unwrap(), weight: 1 }],
+            endpoints: vec![Endpoint::at(Url::parse("http://127.0.0.1:9/mcp").unwrap())],
             ..Spec::default()
         }
     }
@@ -481,7 +511,11 @@ mod tests {
         let bad = Spec {
             name: "Not A Label".into(),
             tags: vec!["ok".into(), "not ok".into()],
-            endpoints: vec![Endpoint { url: Url::parse("ftp://user@host/").unwrap(), weight: 0 }],
+            endpoints: vec![Endpoint {
+                url: Url::parse("ftp://user@host/").unwrap(),
+                weight: 0,
+                zone: "not a zone".into(),
+            }],
             timeouts: Timeouts { connect: Duration::ZERO, ..Timeouts::default() },
             tools: ToolFilter { allow: vec!["a b".into()], deny: vec![] },
             ..spec()
@@ -494,6 +528,7 @@ mod tests {
                 "tags[1]",
                 "endpoints[0].url",
                 "endpoints[0].weight",
+                "endpoints[0].zone",
                 "timeouts.connect",
                 "tools.allow[0]"
             ]

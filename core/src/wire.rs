@@ -69,7 +69,11 @@ pub fn spec_to_proto(spec: &Spec, credential: &Credential, show_secrets: bool) -
         endpoints: spec
             .endpoints
             .iter()
-            .map(|e| registry_pb::Endpoint { url: e.url.to_string(), weight: e.weight.into() })
+            .map(|e| registry_pb::Endpoint {
+                url: e.url.to_string(),
+                weight: e.weight.into(),
+                zone: e.zone.clone(),
+            })
             .collect(),
         credential: Some(credential_to_proto(credential, show_secrets)),
         timeouts: Some(registry_pb::Timeouts {
@@ -97,6 +101,7 @@ pub fn spec_to_proto(spec: &Spec, credential: &Credential, show_secrets: bool) -
         methods: spec.methods.clone(),
         marks: spec.marks.iter().map(mark_to_proto).collect(),
         groups: spec.groups.clone(),
+        resilience: Some(resilience::to_proto(&spec.resilience)),
     }
 }
 
@@ -120,7 +125,7 @@ pub fn spec_from_proto(
         match Url::parse(&endpoint.url) {
             Ok(url) => {
                 let weight = u16::try_from(endpoint.weight.max(1)).unwrap_or(u16::MAX);
-                endpoints.push(Endpoint { url, weight });
+                endpoints.push(Endpoint { url, weight, zone: endpoint.zone.clone() });
             }
             Err(error) => problems.push(FieldError::new(format!("endpoints[{i}].url"), error.to_string())),
         }
@@ -173,6 +178,7 @@ pub fn spec_from_proto(
         methods: message.methods,
         marks: message.marks.into_iter().map(mark_from_proto).collect(),
         groups: message.groups,
+        resilience: resilience::from_proto(message.resilience.unwrap_or_default()),
     };
     // An endpoint that could not be read was named above; the rest of the check must not complain of its absence.
     let mut rest = spec.problems();
@@ -828,9 +834,12 @@ pub fn outcome_from_proto(outcome: i32) -> Option<Outcome> {
     })
 }
 
+pub use resilience::from_proto as resilience_from_proto;
+
 mod access;
 mod limits;
 mod namespaces;
+mod resilience;
 
 use access::role_from_proto;
 pub use access::{

@@ -46,7 +46,7 @@ use crate::server::Server;
 use crate::shared::{Means, Shared};
 use crate::sightings::Sightings;
 use crate::state::{Current, Disk, proxy_id};
-use crate::upstream::Upstream;
+use crate::upstream::{Standings, Upstream};
 
 /// How often idle connections to servers are closed.
 const SWEEP: Duration = Duration::from_secs(2);
@@ -167,8 +167,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     if let Some(keeper) = keeper {
         task::spawn("shared limits", keeper.run(drain.clone()));
     }
+    let standings = Standings::new(config.zone.clone(), desk.metrics.upstream.clone());
     let address = peers::own_address(config.peer_url.as_deref(), mcp_addr, tls.is_some());
-    let shared = Arc::new(Shared::new(address, limits, Arc::clone(common.memory.buffers())));
+    let shared = Arc::new(Shared::new(address, limits, Arc::clone(common.memory.buffers()), standings));
     let sends = uplink::Config { link, proxy_id };
     let uplink = uplink::spawn(
         sends,
@@ -196,6 +197,10 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         .route("/audit", {
             let desk = Arc::clone(&desk);
             move || desk.trail.report()
+        })
+        .route("/upstreams", {
+            let standings = Arc::clone(&shared.standings);
+            move || standings.report()
         })
         .route("/uplink", uplink.reporter())
         .route("/overload", {
@@ -278,7 +283,7 @@ impl Bound {
         });
         let current = Arc::clone(&worker.current);
         let buffers = Arc::clone(worker.common.memory.buffers());
-        let upstream = Upstream::new(worker.outbound.clone(), Arc::clone(&current), buffers);
+        let upstream = Upstream::new(worker.outbound.clone(), Arc::clone(&current), buffers, Arc::clone(&shared.standings));
         let means = Means {
             shared: Arc::clone(&shared),
             upstream: upstream.clone(),
@@ -355,7 +360,7 @@ impl Worker {
 
     async fn serve(self, socket: std::net::TcpListener) -> std::io::Result<()> {
         let buffers = Arc::clone(self.common.memory.buffers());
-        let upstream = Upstream::new(self.outbound, Arc::clone(&self.current), buffers);
+        let upstream = Upstream::new(self.outbound, Arc::clone(&self.current), buffers, Arc::clone(&self.shared.standings));
         let overload = Overload::new(&self.common);
         let sweeper = sweep(upstream.clone(), Arc::clone(&self.current));
         let metrics = self.desk.metrics.clone();
@@ -500,6 +505,7 @@ async fn upkeep(shared: Arc<Shared>, upstream: Upstream, current: Arc<Current>, 
         shared.eras.sweep(&current.load());
         shared.schemas.sweep(&current.load());
         shared.limits.sweep(&current.load());
+        shared.standings.sweep(&current.load());
         upstream.pool().sweep(&current.load());
     }
     shared.lot.clear();

@@ -78,8 +78,8 @@ pub struct Errand {
     pub state: Option<State>,
     /// When it must be over.
     pub until: Instant,
-    /// The server has asked something, and may wait for a person.
-    pub asked: bool,
+    /// Since when a question of the server waits for a person: that time counts for nothing.
+    pub asked: Option<Instant>,
     /// How far the server has said that it is.
     pub progress: f64,
 }
@@ -183,14 +183,17 @@ impl Errand {
     async fn hear(&mut self, inbox: &mut Inbox) -> Result<Option<Message>, Reject> {
         use futures_util::FutureExt as _;
         let fault = |fault| Reject::upstream(fault, true);
+        if self.asked.is_some() {
+            inbox.waits_for_a_person();
+        }
         if let Some(next) = inbox.next().now_or_never() {
             return next.map_err(fault);
         }
         let quiet_until = Instant::now() + self.permit.entry().server.spec.timeouts.idle;
         loop {
             let now = Instant::now();
-            if (now >= self.until || now >= quiet_until) && !self.asked {
-                return Err(fault(UpstreamFault::TimedOut));
+            if (now >= self.until || now >= quiet_until) && self.asked.is_none() {
+                return Err(fault(inbox.failed(UpstreamFault::TimedOut)));
             }
             if let Ok(next) = timeout(LOOK_EVERY, inbox.next()).await {
                 return next.map_err(fault);
@@ -280,7 +283,7 @@ impl Errand {
         let answer = session.ask(id.clone());
         let elicitation = format!("{:032x}", session.nonce ^ u128::from(session.count()));
         let question = input::server_request(&id, request, self.front.revision, &elicitation);
-        self.asked = true;
+        self.asked.get_or_insert_with(Instant::now);
         self.out.send(question).await;
         Some(answer)
     }
@@ -364,6 +367,13 @@ impl Errand {
 
     fn edits(&self) -> Vec<(Slot, &str)> {
         self.edits.iter().map(|(slot, text)| (*slot, text.as_str())).collect()
+    }
+
+    /// The server has its answers, so what happens now is its own affair again, and its time limits run on.
+    fn goes_on(&mut self) {
+        if let Some(since) = self.asked.take() {
+            self.until += since.elapsed();
+        }
     }
 
     /// A question's answer, or none where the client took too long or is gone.

@@ -91,6 +91,10 @@ pub struct Config {
     #[arg(long, env = "WAFFLES_OUTBOUND_PORTS", default_value_t = Ports::default(), value_name = "PORTS")]
     pub outbound_ports: Ports,
 
+    /// Where this proxy stands, such as `eu-1`: endpoints of servers that are in the same zone are preferred
+    #[arg(long, env = "WAFFLES_ZONE")]
+    pub zone: Option<String>,
+
     /// Most entries on one page of a federated list
     #[arg(long, env = "WAFFLES_LIST_PAGE_SIZE", default_value_t = 1000,
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -180,6 +184,7 @@ impl Config {
             "allow_origin": self.allow_origin.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "peer_url": self.peer_url,
             "redis_url": self.redis_url.as_ref().map(without_password),
+            "zone": self.zone,
             "list_page_size": self.list_page_size,
             "allow_private_upstreams": self.allow_private_upstreams,
             "allow_upstream_cidr": self.allow_upstream_cidr,

@@ -168,7 +168,8 @@ impl Gateway {
         source: Source,
     ) -> Response<Body> {
         let mut source = source;
-        let served = self.frame(passed, &door, peer, &parts, &mut source).await;
+        // Boxed: the doors that come this way hold more than one message.
+        let served = Box::pin(self.frame(passed, &door, peer, &parts, &mut source)).await;
         served.unwrap_or_else(|| {
             Reject::Internal("unserved_batch").response(None, Uuid::now_v7()).map(Body::full)
         })
@@ -291,7 +292,8 @@ impl Gateway {
         {
             return Box::pin(self.listen(exchange, &permit, head)).await;
         }
-        let outgoing = translate(exchange, parts, call.as_ref(), session.as_ref());
+        let outgoing =
+            translate(exchange, parts, call.as_ref(), session.as_ref(), &permit.entry().server.spec);
         let answer = self.forward(exchange, &permit, outgoing, call.as_ref()).await?;
         if head.is_some_and(|head| head.method == Method::Initialize && !exchange.modern) {
             return Box::pin(self.shake_hands(exchange, parts, permit, call, answer)).await;

@@ -37,6 +37,82 @@ struct ShedLabels {
     cause: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WhyLabels {
+    server: Arc<str>,
+    reason: &'static str,
+}
+
+/// What the way to the servers counts. The servers are those that were called.
+#[derive(Debug, Clone)]
+pub struct UpstreamMetrics {
+    left_alone: Family<WhyLabels, Counter>,
+    turned_away: Family<ServerLabels, Counter>,
+    repeated: Family<WhyLabels, Counter>,
+    open: Family<ServerLabels, Gauge>,
+    under_way: Family<ServerLabels, Gauge>,
+    waiting: Family<ServerLabels, Gauge>,
+    queue_wait: Family<ServerLabels, Histogram, fn() -> Histogram>,
+    queue_refused: Family<ServerLabels, Counter>,
+}
+
+impl Default for UpstreamMetrics {
+    fn default() -> Self {
+        Self {
+            left_alone: Family::default(),
+            turned_away: Family::default(),
+            repeated: Family::default(),
+            open: Family::default(),
+            under_way: Family::default(),
+            waiting: Family::default(),
+            queue_wait: Family::new_with_constructor(histogram),
+            queue_refused: Family::default(),
+        }
+    }
+}
+
+impl UpstreamMetrics {
+    /// An endpoint is left alone from now on.
+    pub fn left_alone(&self, server: &Arc<str>, reason: &'static str) {
+        self.left_alone.get_or_create(&WhyLabels { server: Arc::clone(server), reason }).inc();
+    }
+
+    /// A message was refused, since all endpoints are left alone.
+    pub fn turned_away(&self, server: &Arc<str>) {
+        self.turned_away.get_or_create(&ServerLabels { server: Arc::clone(server) }).inc();
+    }
+
+    /// A message is sent again.
+    pub fn repeated(&self, server: &Arc<str>, reason: &'static str) {
+        self.repeated.get_or_create(&WhyLabels { server: Arc::clone(server), reason }).inc();
+    }
+
+    /// A call has waited for a place, and has it or not.
+    pub fn waited(&self, server: &Arc<str>, wait: Duration, entered: bool) {
+        let labels = ServerLabels { server: Arc::clone(server) };
+        self.queue_wait.get_or_create(&labels).observe(wait.as_secs_f64());
+        if !entered {
+            self.queue_refused.get_or_create(&labels).inc();
+        }
+    }
+
+    /// How a server stands.
+    pub fn stands(&self, server: &Arc<str>, open: usize, under_way: u32, waiting: u32) {
+        let labels = ServerLabels { server: Arc::clone(server) };
+        self.open.get_or_create(&labels).set(i64::try_from(open).unwrap_or(i64::MAX));
+        self.under_way.get_or_create(&labels).set(under_way.into());
+        self.waiting.get_or_create(&labels).set(waiting.into());
+    }
+
+    /// A server is gone: what it does now is not shown any more.
+    pub fn forget(&self, server: &Arc<str>) {
+        let labels = ServerLabels { server: Arc::clone(server) };
+        self.open.remove(&labels);
+        self.under_way.remove(&labels);
+        self.waiting.remove(&labels);
+    }
+}
+
 /// From 1 ms to 60 s: a tool answers in milliseconds or thinks for a minute.
 const BUCKETS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
@@ -50,6 +126,8 @@ pub struct Metrics {
     dropped_events: Family<ReasonLabels, Counter>,
     refused_requests: Family<ReasonLabels, Counter>,
     key_lookups: Family<ReasonLabels, Counter>,
+    /// The way to the servers.
+    pub upstream: UpstreamMetrics,
     /// Exchanges since the start.
     pub served: Counter,
     /// Streams that are open to clients.
@@ -169,6 +247,7 @@ impl Metrics {
             dropped_events: Family::default(),
             refused_requests: Family::default(),
             key_lookups: Family::default(),
+            upstream: UpstreamMetrics::default(),
             served: Counter::default(),
             open_streams: Gauge::default(),
             listeners: Gauge::default(),
@@ -216,6 +295,35 @@ impl Metrics {
                 "waffles_refused_requests",
                 "HTTP requests that no door took, which leave no audit record",
                 m.refused_requests,
+            );
+            let up = m.upstream;
+            r.register(
+                "waffles_endpoints_left_alone",
+                "How often an endpoint of a server was left alone for a while, and why",
+                up.left_alone,
+            );
+            r.register(
+                "waffles_circuit_refusals",
+                "Messages refused since all endpoints of their server are left alone",
+                up.turned_away,
+            );
+            r.register(
+                "waffles_repeated_messages",
+                "Messages that were sent again: of which nothing was sent before, or something was",
+                up.repeated,
+            );
+            r.register("waffles_open_circuits", "Endpoints of a server that are left alone", up.open);
+            r.register("waffles_calls_under_way", "Calls of a server under way", up.under_way);
+            r.register("waffles_calls_waiting", "Calls that wait for a place at a server", up.waiting);
+            r.register(
+                "waffles_queue_wait_seconds",
+                "How long calls waited for a place at a server, where they did",
+                up.queue_wait,
+            );
+            r.register(
+                "waffles_queue_refusals",
+                "Calls refused since no place at their server would be free in time",
+                up.queue_refused,
             );
             r.register("waffles_served_exchanges", "Exchanges since the start", m.served);
             r.register("waffles_open_streams", "Streams open to clients", m.open_streams);

@@ -172,7 +172,15 @@ pub enum Reject {
         fault: UpstreamFault,
         /// Whether any of the message may have reached the server.
         sent: bool,
+        /// When the server wants to be asked again, as it says.
+        retry_after: Option<Duration>,
     },
+    /// All endpoints of the server have failed so much that they are left alone for a while.
+    #[error("the server has failed too often; it is asked again in a while")]
+    CircuitOpen(Duration),
+    /// As many calls of the server are under way as it is given, and no place will be free in time.
+    #[error("the server is busy; too many calls of it are under way")]
+    ServerBusy(Duration),
     /// More of something than one caller may hold.
     #[error("too many {0}; finish some first")]
     TooMany(&'static str),
@@ -276,13 +284,22 @@ impl From<Missing> for Reject {
 impl Reject {
     /// A server that could not be reached, or whose answer came to nothing.
     pub fn upstream(fault: UpstreamFault, sent: bool) -> Self {
-        Self::Upstream { fault, sent }
+        Self::Upstream { fault, sent, retry_after: None }
+    }
+
+    /// The same, with when the server wants to be asked again.
+    #[must_use]
+    pub fn ask_again_in(self, wait: Option<Duration>) -> Self {
+        match self {
+            Self::Upstream { fault, sent, .. } => Self::Upstream { fault, sent, retry_after: wait },
+            other => other,
+        }
     }
 
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Upstream { .. } | Self::Refused => Fault::Upstream,
+            Self::Upstream { .. } | Self::Refused | Self::CircuitOpen(_) | Self::ServerBusy(_) => Fault::Upstream,
             Self::AuditUnavailable | Self::Unchecked(_) | Self::NotReady | Self::Overloaded(_) | Self::Internal(_) => {
                 Fault::Gateway
             }
@@ -292,7 +309,36 @@ impl Reject {
 
     /// Safe to try elsewhere: the message never left this process.
     pub fn retryable(&self) -> bool {
-        matches!(self, Self::Upstream { fault: UpstreamFault::Unreachable, sent: false })
+        matches!(self, Self::Upstream { fault: UpstreamFault::Unreachable, sent: false, .. })
+    }
+
+    /// The connection broke, so that nothing will come of the message any more: of one that may run twice another attempt
+    /// makes sense. Where a server took too long, the client has waited long enough.
+    pub fn is_break(&self) -> bool {
+        matches!(self, Self::Upstream { fault: UpstreamFault::BrokeOff, .. })
+    }
+
+    /// Whether the server may have done what the message asks for, though nobody can say: where it is a call of a tool, it
+    /// must not be sent again without thought. A server that refuses our credential has done nothing.
+    fn may_have_run(&self) -> Option<bool> {
+        match self {
+            Self::Upstream { fault, sent, .. } => Some(*sent && *fault != UpstreamFault::Credential),
+            Self::CircuitOpen(_) | Self::ServerBusy(_) => Some(false),
+            _ => None,
+        }
+    }
+
+    /// After how many whole seconds it is worth to ask again.
+    fn retry_after(&self) -> Option<u64> {
+        let whole = |wait: &Duration| wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        match self {
+            Self::AuditUnavailable | Self::Unchecked(_) | Self::NotReady | Self::TooMany(_) => Some(1),
+            Self::Overloaded(seconds) => Some(u64::from(*seconds)),
+            Self::CircuitOpen(wait) | Self::ServerBusy(wait) => Some(whole(wait).max(1)),
+            Self::Limited(limited) => Some(limited.retry_after.as_secs().max(1)),
+            Self::Upstream { retry_after, .. } => retry_after.as_ref().map(whole),
+            _ => None,
+        }
     }
 
     /// One stable word, for metrics and the audit trail.
@@ -326,6 +372,8 @@ impl Reject {
             Self::UnknownSession => "unknown_session",
             Self::AuditUnavailable => "audit_unavailable",
             Self::Upstream { fault, .. } => fault.reason(),
+            Self::CircuitOpen(_) => "circuit_open",
+            Self::ServerBusy(_) => "server_busy",
             Self::TooMany(_) => "too_many",
             Self::Limited(limited) => limited.reason(),
             Self::MethodNotFound { .. } => "method_not_found",
@@ -399,7 +447,7 @@ impl Reject {
             | Self::InitializeInBatch
             | Self::UnsupportedVersion(_) => StatusCode::BAD_REQUEST,
             Self::UnknownTool { .. } => StatusCode::OK,
-            Self::AuditUnavailable | Self::Unchecked(_) | Self::NotReady | Self::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::AuditUnavailable | Self::Unchecked(_) | Self::NotReady | Self::Overloaded(_) | Self::CircuitOpen(_) | Self::ServerBusy(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Upstream { fault: UpstreamFault::TimedOut, .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Upstream { .. } => StatusCode::BAD_GATEWAY,
@@ -430,6 +478,8 @@ impl Reject {
             | Self::Upstream { .. }
             | Self::NotReady
             | Self::Overloaded(_)
+            | Self::CircuitOpen(_)
+            | Self::ServerBusy(_)
             | Self::Internal(_) => code::INTERNAL_ERROR,
             _ => code::INVALID_REQUEST,
         }
@@ -453,7 +503,9 @@ impl Reject {
             | Self::NotReady
             | Self::TooMany(_)
             | Self::Limited(_)
-            | Self::Overloaded(_) => Outcome::Shed,
+            | Self::Overloaded(_)
+            | Self::CircuitOpen(_)
+            | Self::ServerBusy(_) => Outcome::Shed,
             Self::Cancelled => Outcome::Cancelled,
             Self::Internal(_) => Outcome::Internal,
             _ => Outcome::Invalid,
@@ -471,13 +523,21 @@ impl Reject {
     /// The JSON-RPC error, with the reason and the request id to ask an operator with.
     pub fn message(&self, id: Option<&Id>, request_id: Uuid) -> Bytes {
         let mut data = json!({"reason": self.told(), "request_id": request_id});
-        if let (Self::UnsupportedVersion(requested), Value::Object(data)) = (self, &mut data) {
-            data.insert("supported".into(), json!(SUPPORTED));
-            data.insert("requested".into(), json!(requested));
-        }
-        if let (Self::Limited(limited), Value::Object(data)) = (self, &mut data) {
-            data.insert("limit".into(), json!(limited.limit));
-            data.insert("retry_after".into(), json!(limited.retry_after.as_secs()));
+        if let Value::Object(data) = &mut data {
+            if let Self::UnsupportedVersion(requested) = self {
+                data.insert("supported".into(), json!(SUPPORTED));
+                data.insert("requested".into(), json!(requested));
+            }
+            if let Some(may_have_run) = self.may_have_run() {
+                data.insert("may_have_run".into(), json!(may_have_run));
+            }
+            if let Self::Limited(limited) = self {
+                data.insert("limit".into(), json!(limited.limit));
+            }
+            // Also here, since it is all that a client sees in whose stream the refusal comes.
+            if let Some(seconds) = self.retry_after() {
+                data.insert("retry_after".into(), json!(seconds));
+            }
         }
         error_response(id.or(self.id()), self.code(), &self.to_string(), Some(&data))
     }
@@ -488,28 +548,20 @@ impl Reject {
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
         match self {
             Self::Unauthenticated(_) => {
                 headers
                     .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"waffles\""));
             }
-            Self::AuditUnavailable | Self::Unchecked(_) | Self::NotReady | Self::TooMany(_) => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-            }
             Self::Limited(limited) => {
-                let seconds = limited.retry_after.as_secs().max(1).to_string();
-                for (name, text) in [
-                    ("retry-after", &seconds),
-                    ("ratelimit-policy", &limited.policy),
-                    ("ratelimit", &limited.state),
-                ] {
+                for (name, text) in [("ratelimit-policy", &limited.policy), ("ratelimit", &limited.state)] {
                     if let Ok(value) = HeaderValue::from_str(text) {
                         headers.insert(name, value);
                     }
                 }
-            }
-            Self::Overloaded(seconds) => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(u16::from(*seconds)));
             }
             Self::MethodNotAllowed => {
                 headers.insert(header::ALLOW, HeaderValue::from_static("POST, GET, DELETE"));

@@ -15,10 +15,10 @@ use crate::limit::Limits;
 use crate::overload::Buffers;
 use crate::record::Desk;
 use crate::state::Current;
-use crate::upstream::Upstream;
 use crate::upstream::backs::Backs;
 use crate::upstream::eras::Eras;
 use crate::upstream::schemas::Schemas;
+use crate::upstream::{Standings, Upstream};
 
 /// Shared by all threads.
 #[derive(Debug, Default)]
@@ -43,14 +43,16 @@ pub struct Shared {
     pub address: Option<String>,
     /// How much of messages may be held.
     pub buffers: Arc<Buffers>,
+    /// How servers stand: who is left alone, who is busy.
+    pub standings: Arc<Standings>,
     next_id: AtomicU64,
 }
 
 impl Shared {
-    /// Of a proxy that the others of its group reach at this address, that counts limits in this way, and that may hold so
-    /// much of messages.
-    pub fn new(address: Option<String>, limits: Limits, buffers: Arc<Buffers>) -> Self {
-        Self { address, limits, buffers, ..Self::default() }
+    /// Of a proxy that the others of its group reach at this address, that counts limits in this way, that may hold so
+    /// much of messages, and that knows this of servers.
+    pub fn new(address: Option<String>, limits: Limits, buffers: Arc<Buffers>, standings: Standings) -> Self {
+        Self { address, limits, buffers, standings: Arc::new(standings), ..Self::default() }
     }
 
     /// A fresh id for a request to a server without a session.

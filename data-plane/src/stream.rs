@@ -290,6 +290,9 @@ impl Relay {
             }
             Kind::Request => {
                 self.asked = true;
+                if let Some(lease) = &mut self.lease {
+                    lease.waits_for_a_person();
+                }
                 self.pass(event, message.rewrite());
             }
             Kind::Notification => self.pass(event, message.rewrite()),
@@ -359,6 +362,10 @@ impl Relay {
 
     /// Ends the stream with the one terminal answer that its request is owed.
     fn fail(&mut self, fault: UpstreamFault) {
+        // What makes no sense may be one tool's trouble, and says nothing of the server's others.
+        if let Some(lease) = self.lease.as_mut().filter(|_| fault != UpstreamFault::BadAnswer) {
+            lease.failed(fault);
+        }
         self.refuse(&Reject::upstream(fault, true));
     }
 

@@ -11,6 +11,7 @@
 mod access;
 mod attacks;
 mod auth;
+mod breakers;
 mod bridge;
 mod call;
 mod canary;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use waffles_core::audit::Outcome;
+use waffles_core::resilience::Breaker;
 use waffles_core::server::{AuditMode, Endpoint};
 use waffles_runtime::task;
 use waffles_tests::programs::{DataPlaneOptions, free_port};
@@ -87,7 +88,12 @@ async fn every_fault_of_a_server_gives_exactly_one_answer_and_one_execution() {
         ),
         ("an empty stream", stream_of(""), 200, "upstream_broke_off"),
     ];
-    let waffles = Seeded::with(|server| server.spec.timeouts.first_byte = Duration::from_secs(2)).await;
+    let waffles = Seeded::with(|server| {
+        server.spec.timeouts.first_byte = Duration::from_secs(2);
+        // So that each fault is seen as it is.
+        server.spec.resilience.breaker = Breaker::off();
+    })
+    .await;
     for era in Era::BOTH {
         let client = waffles.client().of(era).await;
         for (what, behaviour, status, reason) in cases.clone() {
@@ -115,8 +121,12 @@ async fn every_fault_of_a_server_gives_exactly_one_answer_and_one_execution() {
             let refused = reason == "server_refused";
             let expected = if refused { Outcome::Error } else { Outcome::UpstreamFailed };
             assert_eq!(record.outcome, expected, "{what}");
-            if status == 429 {
+            if status == 429 || what == "too busy" {
                 assert_eq!(answer.header("retry-after"), Some("7"));
+            }
+            if reason.starts_with("upstream_") {
+                let may_have_run = reason != "upstream_refused_credential";
+                assert_eq!(last["error"]["data"]["may_have_run"], may_have_run, "{what}");
             }
         }
         waffles.upstream.on_tool("twice", Behaviour::Twice);
@@ -133,7 +143,7 @@ async fn a_server_that_cannot_be_reached_is_told_at_once_and_another_endpoint_is
     let waffles = Seeded::and(|seed, url| {
         ids.push(seed.server("dead", &dead, |_| {}));
         seed.server("half-dead", &dead, |server| {
-            server.spec.endpoints.push(Endpoint { url: url.parse().unwrap(), weight: 1 });
+            server.spec.endpoints.push(Endpoint::at(url.parse().unwrap()));
         });
         seed.server("metadata", "http://169.254.169.254/mcp", |_| {});
     })
@@ -158,11 +168,11 @@ async fn a_server_that_cannot_be_reached_is_told_at_once_and_another_endpoint_is
 async fn a_session_stays_at_the_endpoint_that_began_it() {
     let other = waffles_tests::McpServer::start().await;
     let waffles = Seeded::with(|server| {
-        server.spec.endpoints.push(Endpoint { url: other.url().parse().unwrap(), weight: 1 });
+        server.spec.endpoints.push(Endpoint::at(other.url().parse().unwrap()));
     })
     .await;
     let mut clients = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..12 {
         clients.push(waffles.client().of(Era::Sessions).await);
     }
     for client in &clients {
@@ -170,16 +180,19 @@ async fn a_session_stays_at_the_endpoint_that_began_it() {
             assert_eq!(client.call("echo", json!({})).await.unwrap().status, 200);
         }
     }
-    assert_eq!((waffles.upstream.sessions().len(), other.sessions().len()), (2, 2));
+    // Not quite half each: one that has answered slowly gets fewer.
+    let (lost, kept) = (waffles.upstream.sessions().len(), other.sessions().len());
+    assert_eq!((lost + kept, lost > 0, kept > 0), (12, true, true));
     let before = other.seen().len();
     waffles.upstream.kill();
     let mut statuses = Vec::new();
     for client in &clients {
         statuses.push(client.call("echo", json!({})).await.unwrap().status.as_u16());
     }
-    statuses.sort_unstable();
-    assert_eq!(statuses, [200, 200, 502, 502], "no session is taken to another endpoint");
-    assert_eq!(other.seen().len(), before + 2);
+    let well = statuses.iter().filter(|status| **status == 200).count();
+    assert_eq!(well, kept, "no session is taken to another endpoint");
+    assert!(statuses.iter().all(|status| matches!(status, 200 | 502 | 503)), "{statuses:?}");
+    assert_eq!(other.seen().len(), before + kept);
 }
 
 const GOOD: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"complete"}}"#;
@@ -228,13 +241,14 @@ async fn a_call_that_may_have_been_read_is_never_sent_again() {
             connection.reset();
         })
         .await;
-        let waffles = Seeded::and(|seed, url| {
+        let near = DataPlaneOptions { args: vec!["--zone".into(), "near".into()], ..Default::default() };
+        let more = |seed: &mut waffles_tests::Seed, url: &str| {
             seed.server("raw", &upstream.url(), |server| {
-                server.spec.endpoints.push(Endpoint { url: url.parse().unwrap(), weight: 1 });
-                server.spec.endpoints[0].weight = 1000;
+                server.spec.endpoints.push(Endpoint::at(url.parse().unwrap()));
+                server.spec.endpoints[0].zone = "near".into();
             });
-        })
-        .await;
+        };
+        let waffles = Seeded::made(near, |_| {}, more).await;
         let client = at(&waffles, "raw").with("mcp-protocol-version", "2025-11-25");
         assert_eq!(client.call("x", json!({})).await.unwrap().status, 200);
         let long = "x".repeat(2 << 20);

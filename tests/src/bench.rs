@@ -5,6 +5,7 @@ mod federation;
 mod listeners;
 mod load;
 mod overload;
+mod neighbours;
 mod passthrough;
 mod report;
 mod rules;
@@ -84,6 +85,14 @@ enum Part {
     Rules(rules::Rules),
     /// Measures what many servers, proxies and keys cost.
     Scale(scale::Scale),
+    /// Measures what a healthy server notices of a broken one beside it.
+    Neighbours(neighbours::Neighbours),
+    /// A server that is well or not.
+    #[command(hide = true)]
+    Other(neighbours::Other),
+    /// Asks at a fixed rate.
+    #[command(hide = true)]
+    Callers(neighbours::Callers),
 }
 
 /// What a serving child says when it is ready.
@@ -154,6 +163,9 @@ impl Bench {
             Some(Part::WhatIf(what_if)) => runtime.block_on(what_if.run()),
             Some(Part::Rules(rules)) => runtime.block_on(rules.run(&self)),
             Some(Part::Scale(scale)) => runtime.block_on(scale.run()),
+            Some(Part::Neighbours(neighbours)) => runtime.block_on(neighbours.run(&self)),
+            Some(Part::Other(other)) => runtime.block_on(other.serve()),
+            Some(Part::Callers(callers)) => runtime.block_on(callers.run()),
             None => runtime.block_on(self.measure()),
         }
     }

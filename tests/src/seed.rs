@@ -117,7 +117,7 @@ impl Seed {
         let seconds = std::time::Duration::from_secs;
         let timeouts =
             Timeouts { connect: seconds(2), first_byte: seconds(20), idle: seconds(20), total: seconds(60) };
-        let endpoints = vec![Endpoint { url: url.parse().expect("it is a URL"), weight: 1 }];
+        let endpoints = vec![Endpoint::at(url.parse().expect("it is a URL"))];
         let mut server = Server {
             id: Uuid::now_v7(),
             tenant: waffles_core::DEFAULT_TENANT.into(),

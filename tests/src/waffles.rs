@@ -299,7 +299,7 @@ pub fn spec() -> ServerSpec {
 
 /// An endpoint with the usual weight.
 pub fn endpoint(url: &str) -> registry::Endpoint {
-    registry::Endpoint { url: url.to_owned(), weight: 1 }
+    registry::Endpoint { url: url.to_owned(), weight: 1, zone: String::new() }
 }
 
 /// A channel that connects when it is used, and again after a restart.

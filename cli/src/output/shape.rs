@@ -20,6 +20,7 @@ pub(crate) use enrolment::{Authority, JoinToken};
 pub(crate) use limit::{Limit, Usage};
 pub(crate) use namespace::Namespace;
 pub(crate) use policy::{Explanation, Finding, PolicyVersion, RuleChange, StoredRule, TestResult, Trial};
+pub(crate) use resilience::Resilience;
 pub(crate) use stdio::{Imported, Running, StdioProgram};
 pub(crate) use tenant::Tenant;
 
@@ -29,6 +30,7 @@ mod enrolment;
 mod limit;
 mod namespace;
 mod policy;
+mod resilience;
 mod stdio;
 mod tenant;
 
@@ -49,6 +51,8 @@ fn stamp(time: Option<DateTime<Utc>>) -> String {
 pub(crate) struct Endpoint {
     url: String,
     weight: u32,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    zone: String,
 }
 
 /// Time limits of a call, in milliseconds.
@@ -113,6 +117,7 @@ pub(crate) struct Server {
     credential: &'static str,
     credential_name: Option<String>,
     timeouts: Timeouts,
+    resilience: Resilience,
     allow: Vec<String>,
     deny: Vec<String>,
     marks: Vec<Mark>,
@@ -186,7 +191,7 @@ impl From<registry_pb::Server> for Server {
             endpoints: spec
                 .endpoints
                 .into_iter()
-                .map(|endpoint| Endpoint { url: endpoint.url, weight: endpoint.weight.max(1) })
+                .map(|e| Endpoint { url: e.url, weight: e.weight.max(1), zone: e.zone })
                 .collect(),
             credential,
             credential_name,
@@ -196,6 +201,7 @@ impl From<registry_pb::Server> for Server {
                 idle_ms: millis(timeouts.idle, defaults.idle),
                 total_ms: millis(timeouts.total, defaults.total),
             },
+            resilience: spec.resilience.unwrap_or_default().into(),
             allow: spec.tools.as_ref().map(|tools| tools.allow.clone()).unwrap_or_default(),
             deny: spec.tools.map(|tools| tools.deny).unwrap_or_default(),
             marks: spec.marks.into_iter().map(Mark::from).collect(),
@@ -226,9 +232,11 @@ impl Shape for Server {
         let urls: Vec<String> = self
             .endpoints
             .iter()
-            .map(|endpoint| match endpoint.weight {
-                1 => endpoint.url.clone(),
-                weight => format!("{} (weight {weight})", endpoint.url),
+            .map(|Endpoint { url, weight, zone }| match (weight, zone.as_str()) {
+                (1, "") => url.clone(),
+                (weight, "") => format!("{url} (weight {weight})"),
+                (1, zone) => format!("{url} (zone {zone})"),
+                (weight, zone) => format!("{url} (weight {weight}, zone {zone})"),
             })
             .collect();
         let Timeouts { connect_ms, first_byte_ms, idle_ms, total_ms } = self.timeouts;
@@ -256,6 +264,9 @@ impl Shape for Server {
                     "connect {connect_ms} ms, first byte {first_byte_ms} ms, idle {idle_ms} ms, total {total_ms} ms"
                 ),
             ),
+            ("breaker", self.resilience.breaker()),
+            ("capacity", self.resilience.capacity()),
+            ("retries", self.resilience.retries()),
             ("allow", list(&self.allow)),
             ("deny", list(&self.deny)),
             ("marks", self.marks.iter().map(Mark::text).collect::<Vec<_>>().join("\n")),

@@ -115,7 +115,7 @@ impl Registration {
 
     fn place(&self, spec: &mut ServerSpec, credential: Credential) {
         spec.transport = Transport::StreamableHttp.into();
-        spec.endpoints = vec![Endpoint { url: self.url.clone(), weight: 1 }];
+        spec.endpoints = vec![Endpoint { url: self.url.clone(), weight: 1, zone: String::new() }];
         spec.credential = Some(credential);
     }
 }

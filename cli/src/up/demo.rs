@@ -44,7 +44,7 @@ pub(super) fn address(listener: &TcpListener) -> anyhow::Result<String> {
 /// Registers the demo server, or tells the registry where it is now. Whether it is enabled stays as it was.
 pub(super) async fn register(link: Link, url: &str) -> anyhow::Result<()> {
     let mut registry = RegistryServiceClient::new(link);
-    let endpoints = vec![Endpoint { url: url.to_owned(), weight: 1 }];
+    let endpoints = vec![Endpoint { url: url.to_owned(), weight: 1, zone: String::new() }];
     match registry.get_server(GetServerRequest { name: NAME.to_owned() }).await {
         Ok(answer) => {
             let server = answer.into_inner().server.unwrap_or_default();

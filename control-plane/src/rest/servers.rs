@@ -1,5 +1,7 @@
 //! `/api/v1/servers`.
 
+mod resilience;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ use super::extract::{Actor, Body, Name, Params, based_on, tagged};
 use super::{Door, Problem};
 use crate::error::Error;
 use crate::registry::{Seen, ServerFilter};
+use resilience::Resilience;
 
 const PAGE_MOST: u32 = 500;
 
@@ -69,6 +72,9 @@ pub(super) struct Endpoint {
     /// Share of the traffic relative to the other endpoints, 1 to 1000.
     #[serde(default = "one")]
     weight: u16,
+    /// Where it stands: 1 to 63 letters, digits or any of `_.-`. A proxy prefers its own zone.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    zone: String,
 }
 
 fn one() -> u16 {
@@ -234,6 +240,8 @@ pub(super) struct NewServer {
     #[serde(default)]
     timeouts: Timeouts,
     #[serde(default)]
+    resilience: Resilience,
+    #[serde(default)]
     tools: Tools,
     /// What the registry says of tools.
     #[serde(default)]
@@ -283,6 +291,8 @@ pub(super) struct ServerUpdate {
     #[serde(default)]
     timeouts: Timeouts,
     #[serde(default)]
+    resilience: Resilience,
+    #[serde(default)]
     tools: Tools,
     /// What the registry says of tools.
     #[serde(default)]
@@ -314,6 +324,7 @@ pub(super) struct Server {
     endpoints: Vec<Endpoint>,
     credential: Credential,
     timeouts: Timeouts,
+    resilience: Resilience,
     tools: Tools,
     marks: Vec<ToolMark>,
     methods: Vec<String>,
@@ -363,7 +374,8 @@ pub(super) struct ServerPage {
 impl From<core::Server> for Server {
     fn from(server: core::Server) -> Self {
         let spec = server.spec;
-        let endpoint = |e: core::Endpoint| Endpoint { url: e.url.to_string(), weight: e.weight };
+        let endpoint =
+            |e: core::Endpoint| Endpoint { url: e.url.to_string(), weight: e.weight, zone: e.zone };
         Self {
             id: server.id,
             tenant: server.tenant,
@@ -383,6 +395,7 @@ impl From<core::Server> for Server {
                 core::Credential::Header { name, .. } => Credential::Header { name },
             },
             timeouts: spec.timeouts.into(),
+            resilience: spec.resilience.into(),
             tools: Tools { allow: spec.tools.allow, deny: spec.tools.deny },
             marks: spec.marks.into_iter().map(ToolMark::from).collect(),
             methods: spec.methods,
@@ -436,6 +449,7 @@ impl NewServer {
             endpoints: self.endpoints,
             credential: self.credential,
             timeouts: self.timeouts,
+            resilience: self.resilience,
             tools: self.tools,
             marks: self.marks,
             methods: self.methods,
@@ -456,7 +470,9 @@ impl ServerUpdate {
         let mut endpoints = Vec::new();
         for (i, endpoint) in self.endpoints.into_iter().enumerate() {
             match Url::parse(&endpoint.url) {
-                Ok(url) => endpoints.push(core::Endpoint { url, weight: endpoint.weight }),
+                Ok(url) => {
+                    endpoints.push(core::Endpoint { url, weight: endpoint.weight, zone: endpoint.zone })
+                }
                 Err(error) => {
                     problems.push(FieldError::new(format!("endpoints[{i}].url"), error.to_string()));
                 }
@@ -473,6 +489,7 @@ impl ServerUpdate {
             },
             endpoints,
             timeouts: self.timeouts.into(),
+            resilience: self.resilience.into(),
             tools: ToolFilter { allow: self.tools.allow, deny: self.tools.deny },
             marks: self.marks.into_iter().map(core::ToolMark::from).collect(),
             methods: self.methods,
@@ -504,7 +521,10 @@ fn in_our_words(error: Error) -> Error {
     let Error::Invalid(fields) = error else { return error };
     let renamed = fields.into_iter().map(|mut problem| {
         let field = &problem.field;
-        if field.starts_with("timeouts.") && !field.ends_with("_ms") {
+        let in_resilience = ["queue_wait", ".window", ".open", ".open_most", ".retry_after_most", ".backoff"];
+        let is_time = field.starts_with("timeouts.")
+            || field.starts_with("resilience.") && in_resilience.iter().any(|leaf| field.ends_with(leaf));
+        if is_time && !field.ends_with("_ms") {
             problem.field = format!("{field}_ms");
         } else if let Some(rest) = field.strip_prefix("credential.") {
             let leaf = rest.rsplit('.').next().unwrap_or(rest);

@@ -1,6 +1,8 @@
 //! Servers, and every name that one ever had. Credentials are sealed here on their way in and opened on their
 //! way out, so that no other file sees their stored form.
 
+mod resilience;
+
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -18,6 +20,7 @@ use zeroize::Zeroizing;
 
 use super::changes::{signed, unsigned};
 use super::{Db, Tx, on_db, on_tx, push_in, read};
+use resilience::ResilienceDoc;
 
 /// The stored form cannot be turned into a server.
 #[derive(Debug, thiserror::Error)]
@@ -389,6 +392,10 @@ impl From<CredentialDoc> for Credential {
     }
 }
 
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// The stored form of a specification. The name stands in a column of its own.
 #[derive(Debug, Serialize, Deserialize)]
 struct SpecDoc {
@@ -409,12 +416,16 @@ struct SpecDoc {
     /// Absent in what an older version wrote.
     #[serde(default)]
     groups: Vec<String>,
+    #[serde(default)]
+    resilience: ResilienceDoc,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct EndpointDoc {
     url: Url,
     weight: u16,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    zone: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -450,7 +461,6 @@ struct TimeoutsDoc {
 
 impl From<&Spec> for SpecDoc {
     fn from(spec: &Spec) -> Self {
-        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         Self {
             description: spec.description.clone(),
             tags: spec.tags.clone(),
@@ -463,7 +473,7 @@ impl From<&Spec> for SpecDoc {
             endpoints: spec
                 .endpoints
                 .iter()
-                .map(|e| EndpointDoc { url: e.url.clone(), weight: e.weight })
+                .map(|e| EndpointDoc { url: e.url.clone(), weight: e.weight, zone: e.zone.clone() })
                 .collect(),
             timeouts_us: TimeoutsDoc {
                 connect: micros(spec.timeouts.connect),
@@ -488,6 +498,7 @@ impl From<&Spec> for SpecDoc {
             .into(),
             redact: spec.redact.clone(),
             groups: spec.groups.clone(),
+            resilience: ResilienceDoc::from(&spec.resilience),
         }
     }
 }
@@ -509,7 +520,7 @@ impl SpecDoc {
             endpoints: self
                 .endpoints
                 .into_iter()
-                .map(|e| Endpoint { url: e.url, weight: e.weight })
+                .map(|e| Endpoint { url: e.url, weight: e.weight, zone: e.zone })
                 .collect(),
             timeouts: Timeouts {
                 connect: Duration::from_micros(self.timeouts_us.connect),
@@ -533,6 +544,7 @@ impl SpecDoc {
             },
             redact: self.redact,
             groups: self.groups,
+            resilience: self.resilience.into(),
         })
     }
 }

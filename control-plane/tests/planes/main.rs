@@ -177,7 +177,11 @@ pub fn with_bearer<T>(message: T, token: &str) -> tonic::Request<T> {
 pub fn spec(name: &str) -> registry_pb::ServerSpec {
     registry_pb::ServerSpec {
         name: name.into(),
-        endpoints: vec![registry_pb::Endpoint { url: "http://127.0.0.1:9/mcp".into(), weight: 1 }],
+        endpoints: vec![registry_pb::Endpoint {
+            url: "http://127.0.0.1:9/mcp".into(),
+            weight: 1,
+            zone: String::new(),
+        }],
         ..Default::default()
     }
 }

@@ -204,7 +204,7 @@ async fn a_kept_credential_goes_nowhere_else() {
         servers.create_server(admin.ask(create(wanted.clone()))).await.unwrap();
         let at = |url: &str, credential| pb::UpdateServerRequest {
             spec: Some(pb::ServerSpec {
-                endpoints: vec![pb::Endpoint { url: url.into(), weight: 1 }],
+                endpoints: vec![pb::Endpoint { url: url.into(), weight: 1, zone: String::new() }],
                 credential,
                 ..wanted.clone()
             }),

@@ -1,4 +1,26 @@
 use super::*;
+use crate::resilience::{Breaker, Outlier, Resilience, Retry};
+
+/// No field as it is by default, so that one which gets lost shows.
+fn unusual() -> Resilience {
+    Resilience {
+        breaker: Breaker {
+            failures: 7,
+            error_percent: 33,
+            least_calls: 11,
+            window: Duration::from_secs(20),
+            open: Duration::from_millis(1500),
+            open_most: Duration::from_secs(60),
+            trials: 3,
+            retry_after_most: Duration::ZERO,
+        },
+        outlier: Outlier { margin_percent: 0, most_percent: 40 },
+        max_concurrent: 0,
+        queue: 5,
+        queue_wait: Duration::from_millis(750),
+        retry: Retry { attempts: 0, budget_percent: 10, budget_least: 1, backoff: Duration::from_millis(40) },
+    }
+}
 
 fn server(name: &str, version: u64) -> Server {
     Server {
@@ -8,7 +30,12 @@ fn server(name: &str, version: u64) -> Server {
             name: name.into(),
             description: "d".into(),
             tags: vec!["a".into()],
-            endpoints: vec![Endpoint { url: Url::parse("https://mcp.example.com/mcp").unwrap(), weight: 3 }],
+            endpoints: vec![Endpoint {
+                url: Url::parse("https://mcp.example.com/mcp").unwrap(),
+                weight: 3,
+                zone: "eu-1".into(),
+            }],
+            resilience: unusual(),
             tools: ToolFilter { allow: vec!["get_*".into()], deny: vec!["get_secret".into()] },
             audit: AuditMode::Strict,
             capture: Capture::Full,
@@ -205,7 +232,7 @@ fn an_event_survives_the_wire() {
 fn the_wrong_fields_of_a_specification_are_all_named() {
     let message = registry_pb::ServerSpec {
         name: "UPPER".into(),
-        endpoints: vec![registry_pb::Endpoint { url: "not a url".into(), weight: 1 }],
+        endpoints: vec![registry_pb::Endpoint { url: "not a url".into(), weight: 1, zone: String::new() }],
         transport: 99,
         ..registry_pb::ServerSpec::default()
     };

@@ -19,7 +19,7 @@ use crate::reject::{Reject, UpstreamFault};
 use crate::shared::Means;
 use crate::upstream::backs::Missed;
 use crate::upstream::schemas::Annotated;
-use crate::upstream::{Heard, Inbox, Outgoing};
+use crate::upstream::{Heard, Inbox, Manner, Outgoing};
 
 /// What a server answered.
 #[derive(Debug)]
@@ -53,8 +53,15 @@ impl Means {
                 to.insert(header::ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
                 to.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 headers::write(&head(&message)?, Revision::V2026_07_28, &mut to);
-                let outgoing =
-                    Outgoing { method: HttpMethod::POST, headers: to, body, endpoint: None, path: None };
+                let outgoing = Outgoing {
+                    method: HttpMethod::POST,
+                    headers: to,
+                    body,
+                    endpoint: None,
+                    path: None,
+                    // Nothing but lists is asked.
+                    manner: Manner::Repeatable,
+                };
                 match Heard::read(self.upstream.call(permit, outgoing).await?).await? {
                     Heard::Inbox(inbox) => answer(inbox, &id).await,
                     Heard::Refused { message: Some(message), .. } => {

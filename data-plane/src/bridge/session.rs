@@ -124,6 +124,9 @@ impl Errand {
             let heard = tokio::select! {
                 Some((id, answer)) = questions.next(), if !questions.is_empty() => {
                     self.tell(&call, answer_for(&id, answer)).await?;
+                    if questions.is_empty() {
+                        self.goes_on();
+                    }
                     continue;
                 }
                 heard = self.hear(&mut call.inbox) => heard?,
@@ -219,8 +222,9 @@ impl Errand {
         self.wait(call, name_apart(asked))
     }
 
-    fn wait(&mut self, call: Call, asked: Vec<(Id, InputRequest)>) -> Result<Done, Reject> {
+    fn wait(&mut self, mut call: Call, asked: Vec<(Id, InputRequest)>) -> Result<Done, Reject> {
         let requests: Vec<_> = asked.iter().map(|(_, request)| request.clone()).collect();
+        call.inbox.waits_for_a_person();
         let name = self.means.shared.lot.park(Parked { call, asked, permit: self.permit.clone() })?;
         let owner = self.means.shared.address.clone();
         let mut state = self.new_state();
@@ -244,7 +248,6 @@ impl Errand {
         if !missing.is_empty() {
             return self.wait(call, missing);
         }
-        self.asked = true;
         self.converse(call).await
     }
 }

@@ -12,7 +12,7 @@ use waffles_mcp::{Id, Kind, Message, Revision};
 
 use super::{Done, Errand, MAX_ROUNDS, Naming, is_answer};
 use crate::reject::{Reject, UpstreamFault};
-use crate::upstream::{Heard, Inbox, Outgoing};
+use crate::upstream::{Heard, Inbox, Manner, Outgoing};
 
 /// In a session, a client that sets no level leaves it to the server; this is what we decide for it.
 const SESSION_LEVEL: &str = "info";
@@ -53,6 +53,7 @@ impl Errand {
                 return self.hand_on(&answer, needed);
             }
             answers = Some(self.ask_all(&needed).await?);
+            self.goes_on();
             state = needed.state;
         }
         Err(Reject::upstream(UpstreamFault::BadAnswer, true))
@@ -79,7 +80,8 @@ impl Errand {
         if let Some(annotations) = self.means.annotations(&self.front, &self.permit, &self.head).await {
             headers::write_params(&annotations, self.head.arguments.as_deref(), &mut to);
         }
-        Outgoing { method: HttpMethod::POST, headers: to, body, endpoint: None, path: None }
+        let manner = Manner::of(Some(&self.head), &self.permit.entry().server.spec);
+        Outgoing { method: HttpMethod::POST, headers: to, body, endpoint: None, path: None, manner }
     }
 
     async fn hear_answer(&mut self, mut inbox: Inbox, id: &Id) -> Result<Message, Reject> {

@@ -314,7 +314,7 @@ impl Means {
             true => Err(Reject::upstream(UpstreamFault::TimedOut, false)),
             false => self.read_list(front, member, kind, until).await,
         };
-        if matches!(read, Err(Reject::Upstream { fault: UpstreamFault::TimedOut, sent: true })) {
+        if matches!(read, Err(Reject::Upstream { fault: UpstreamFault::TimedOut, sent: true, .. })) {
             catalogue.note_silent(&key);
         }
         match read {

@@ -251,7 +251,7 @@ impl Gateway {
             out: out.clone(),
             state,
             until,
-            asked: false,
+            asked: None,
             progress: f64::NEG_INFINITY,
         };
         let open = Open::new(&self.desk.metrics.open_streams);

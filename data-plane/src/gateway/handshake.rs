@@ -16,7 +16,7 @@ use crate::permit::Permit;
 use crate::reject::{Reject, UpstreamFault};
 use crate::stream::{Body, end_of};
 use crate::upstream::eras::{Speaks, is_foreign};
-use crate::upstream::{Answer, Heard, Outgoing};
+use crate::upstream::{Answer, Heard, Manner, Outgoing};
 
 impl Gateway {
     /// The server's answer to `initialize`. A server that speaks another era has no session to give, and one that offers
@@ -104,7 +104,8 @@ impl Gateway {
             headers.insert(MCP_PROTOCOL_VERSION, HeaderValue::from_static(revision.as_str()));
         }
         let (method, endpoint) = (HttpMethod::DELETE, Some(endpoint));
-        let outgoing = Outgoing { method, headers, body: Bytes::new(), endpoint, path: None };
+        let (path, manner) = (None, Manner::Aside);
+        let outgoing = Outgoing { method, headers, body: Bytes::new(), endpoint, path, manner };
         match self.upstream.call(permit, outgoing).await {
             Ok(answer) => answer.body.recycle(),
             // The server forgets it by itself.

@@ -7,6 +7,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method as HttpMethod, Response, StatusCode, header};
 use tokio::time::Instant;
 use waffles_core::audit::Outcome;
+use waffles_core::server::Spec;
 use waffles_mcp::headers::{self, LAST_EVENT_ID, MCP_PARAM_PREFIX, MCP_PROTOCOL_VERSION, MCP_SESSION_ID};
 use waffles_mcp::{Kind, Limits, Message, Method, Revision};
 
@@ -17,7 +18,7 @@ use crate::record::End;
 use crate::reject::{Reject, UpstreamFault};
 use crate::session::Session;
 use crate::stream::{Body, MAX_ANSWER, Purpose, Relay, Terms, end_of};
-use crate::upstream::{Answer, Outgoing, collect, is_type};
+use crate::upstream::{Answer, Manner, Outgoing, collect, is_type};
 
 /// Most bytes of an answer that is only a refusal.
 const MAX_REFUSAL: usize = 64 * 1024;
@@ -112,6 +113,7 @@ pub(super) fn translate(
     parts: &Parts,
     call: Option<&Call>,
     session: Option<&Session>,
+    spec: &Spec,
 ) -> Outgoing {
     let mut to = HeaderMap::with_capacity(12);
     let accept = if call.is_some() { "application/json, text/event-stream" } else { "text/event-stream" };
@@ -139,12 +141,18 @@ pub(super) fn translate(
             }
         }
     }
+    let manner = match exchange.verb {
+        HttpMethod::GET => Manner::Listens,
+        HttpMethod::DELETE => Manner::Aside,
+        _ => Manner::of(head, spec),
+    };
     Outgoing {
         method: exchange.verb.clone(),
         headers: to,
         body: call.map(|call| call.message.rewrite()).unwrap_or_default(),
         endpoint: session.map(|session| session.endpoint),
         path: None,
+        manner,
     }
 }
 
@@ -211,6 +219,7 @@ async fn refusal(exchange: &mut Exchange, answer: Answer) -> Result<Response<Bod
         return Err(Reject::upstream(UpstreamFault::Credential, true));
     }
     let retry_after = answer.headers.get(header::RETRY_AFTER).cloned();
+    let wait = answer.retry_after();
     let until = Instant::now() + BODY_GRACE;
     let body = collect(answer.body, MAX_REFUSAL, BODY_GRACE, until).await.unwrap_or_default();
     exchange.record.note_answered();
@@ -221,7 +230,7 @@ async fn refusal(exchange: &mut Exchange, answer: Answer) -> Result<Response<Bod
     let bytes = match (&message, status.as_u16()) {
         (Some(message), 400..) => message.rewrite(),
         (None, 400..=499) => Reject::Refused.message(exchange.id.as_ref(), exchange.record.id()),
-        _ => return Err(Reject::upstream(UpstreamFault::Failed, true)),
+        _ => return Err(Reject::upstream(UpstreamFault::Failed, true).ask_again_in(wait)),
     };
     let code = message.as_ref().and_then(Message::error_code).unwrap_or_default();
     exchange.record.note_bytes(bytes.len());

@@ -25,7 +25,7 @@ use crate::reject::{Reject, UpstreamFault};
 use crate::shared::Means;
 use crate::upstream::backs::{Back, Hold, Missed};
 use crate::upstream::eras::waffles;
-use crate::upstream::{Heard, Inbox, Outgoing};
+use crate::upstream::{Heard, Inbox, Manner, Outgoing};
 
 /// How long a server may take to say what it honours, and to answer a `resources/subscribe`.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -296,7 +296,14 @@ fn listen_request(id: &Id, asked: &Filter) -> Outgoing {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(MCP_PROTOCOL_VERSION, HeaderValue::from_static(Revision::V2026_07_28.as_str()));
     headers.insert(MCP_METHOD, HeaderValue::from_static("subscriptions/listen"));
-    Outgoing { method: HttpMethod::POST, headers, body: body.into(), endpoint: None, path: None }
+    Outgoing {
+        method: HttpMethod::POST,
+        headers,
+        body: body.into(),
+        endpoint: None,
+        path: None,
+        manner: Manner::Listens,
+    }
 }
 
 /// Opens the stream of the session in which the same client's calls are made.

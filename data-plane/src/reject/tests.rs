@@ -30,6 +30,8 @@ fn name(reject: &Reject) -> &'static str {
         Reject::AuditUnavailable => "AuditUnavailable",
         Reject::Unchecked(_) => "Unchecked",
         Reject::Upstream { .. } => "Upstream",
+        Reject::CircuitOpen(_) => "CircuitOpen",
+        Reject::ServerBusy(_) => "ServerBusy",
         Reject::TooMany(_) => "TooMany",
         Reject::Limited(_) => "Limited",
         Reject::MethodNotFound { .. } => "MethodNotFound",
@@ -85,6 +87,8 @@ fn samples() -> Vec<Reject> {
         Reject::Head(HeadError::Missing("name")),
         Reject::UnexpectedAnswer,
         Reject::TooMany("sessions"),
+        Reject::CircuitOpen(Duration::from_millis(1)),
+        Reject::ServerBusy(Duration::ZERO),
         Reject::MethodNotFound { modern: true },
         Reject::MethodNotFound { modern: false },
         Reject::BadLevel,
@@ -175,4 +179,24 @@ fn an_answer_shows_neither_the_rule_nor_an_address() {
             assert!(!shown, "{hidden} in {text}");
         }
     }
+}
+
+#[test]
+fn a_server_in_trouble_says_when_to_ask_again_and_whether_the_call_may_have_run() {
+    let of = |reject: Reject| {
+        let response = reject.response(None, Uuid::nil());
+        let after =
+            response.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap().to_owned());
+        let body: Value = serde_json::from_slice(response.body()).unwrap();
+        (after, body["error"]["data"]["may_have_run"].clone())
+    };
+    let after = |seconds: &str| Some(seconds.to_owned());
+    assert_eq!(of(Reject::CircuitOpen(Duration::from_millis(1001))), (after("2"), json!(false)));
+    assert_eq!(of(Reject::ServerBusy(Duration::ZERO)), (after("1"), json!(false)));
+    assert_eq!(of(Reject::upstream(UpstreamFault::BrokeOff, true)), (None, json!(true)));
+    assert_eq!(of(Reject::upstream(UpstreamFault::Unreachable, false)), (None, json!(false)));
+    assert_eq!(of(Reject::upstream(UpstreamFault::Credential, true)), (None, json!(false)));
+    let failed = Reject::upstream(UpstreamFault::Failed, true).ask_again_in(Some(Duration::from_secs(7)));
+    assert_eq!(of(failed), (after("7"), json!(true)));
+    assert_eq!(of(Reject::BadLevel), (None, Value::Null));
 }

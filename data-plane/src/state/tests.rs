@@ -19,7 +19,7 @@ pub(crate) fn server(n: u128) -> pb::Resource {
         tenant: "default".into(),
         spec: Spec {
             name: format!("server-{n}"),
-            endpoints: vec![Endpoint { url: Url::parse("https://mcp.example.com/mcp").unwrap(), weight: 1 }],
+            endpoints: vec![Endpoint::at(Url::parse("https://mcp.example.com/mcp").unwrap())],
             ..Spec::default()
         },
         credential: Credential::Bearer { token: "a-secret-token".into() },

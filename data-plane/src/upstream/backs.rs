@@ -21,7 +21,7 @@ use waffles_mcp::{Era, Id, Kind, Message, Revision};
 use super::eras::{Eras, Speaks, is_foreign};
 use super::inbox::{Heard, Inbox, Resume};
 use super::line::Line;
-use super::{Outgoing, Upstream};
+use super::{Manner, Outgoing, Upstream};
 use crate::permit::Permit;
 use crate::reject::{Reject, UpstreamFault};
 
@@ -252,7 +252,9 @@ impl Back {
             Some(line) => Some(line.expect(id)?),
             None => None,
         };
-        let answer = upstream.call(permit, self.outgoing(HttpMethod::POST, body)).await?;
+        let mut answer = upstream.call(permit, self.outgoing(HttpMethod::POST, body, Manner::Once)).await?;
+        // Over HTTP+SSE the answer comes on the other stream, and the call is not over before that.
+        let expected = expected.map(|inbox| inbox.holding(answer.body.take_place()));
         match (Heard::read(answer).await?, expected) {
             // A 404 in a session says that the session is gone, whatever its body says.
             (Heard::Refused { status, message: Some(message) }, _)
@@ -272,7 +274,8 @@ impl Back {
     /// Sends a notification, or an answer to the server's own request.
     pub async fn tell(&self, upstream: &Upstream, permit: &Permit, body: Bytes) -> Result<(), Missed> {
         self.touch();
-        let answer = upstream.call(permit, self.outgoing(HttpMethod::POST, body)).await?;
+        let outgoing = self.outgoing(HttpMethod::POST, body, Manner::Aside);
+        let answer = upstream.call(permit, outgoing).await?;
         match Heard::read(answer).await? {
             Heard::Refused { status, message } => Err(self.refused(status.as_u16(), message.as_deref())),
             Heard::Accepted | Heard::Inbox(_) => Ok(()),
@@ -307,7 +310,7 @@ impl Back {
         permit: &Permit,
         event_id: Option<&str>,
     ) -> Result<Option<Inbox>, Missed> {
-        let mut outgoing = self.outgoing(HttpMethod::GET, Bytes::new());
+        let mut outgoing = self.outgoing(HttpMethod::GET, Bytes::new(), Manner::Listens);
         outgoing.headers.remove(header::CONTENT_TYPE);
         outgoing.headers.insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
         if let Some(value) = event_id.and_then(|id| HeaderValue::try_from(id).ok()) {
@@ -356,7 +359,7 @@ impl Back {
         if self.id.is_none() || self.line.is_some() {
             return;
         }
-        let mut outgoing = self.outgoing(HttpMethod::DELETE, Bytes::new());
+        let mut outgoing = self.outgoing(HttpMethod::DELETE, Bytes::new(), Manner::Aside);
         outgoing.headers.remove(header::CONTENT_TYPE);
         match upstream.call(&self.permit, outgoing).await {
             Ok(answer) => answer.body.recycle(),
@@ -364,7 +367,7 @@ impl Back {
         }
     }
 
-    fn outgoing(&self, method: HttpMethod, body: Bytes) -> Outgoing {
+    fn outgoing(&self, method: HttpMethod, body: Bytes, manner: Manner) -> Outgoing {
         let mut headers = HeaderMap::with_capacity(6);
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -376,7 +379,7 @@ impl Back {
             headers.insert(MCP_SESSION_ID, id.clone());
         }
         let path = self.line.as_ref().map(|line| line.post.clone());
-        Outgoing { method, headers, body, endpoint: Some(self.endpoint), path }
+        Outgoing { method, headers, body, endpoint: Some(self.endpoint), path, manner }
     }
 
     /// 404 says that the session is gone; some servers say 400 [2025-11-25 basic/transports#session-management].
@@ -455,8 +458,8 @@ async fn open(upstream: &Upstream, eras: &Eras, permit: &Permit, client: &Client
 async fn initialize(upstream: &Upstream, permit: &Permit, client: &Client) -> Result<Option<Back>, Reject> {
     let mut back = Back::new(permit, 0);
     let id = back.fresh_id();
-    let mut outgoing =
-        back.outgoing(HttpMethod::POST, initialize_request(&id, client, Revision::LATEST_LEGACY));
+    let hello = initialize_request(&id, client, Revision::LATEST_LEGACY);
+    let mut outgoing = back.outgoing(HttpMethod::POST, hello, Manner::Once);
     outgoing.endpoint = None;
     outgoing.headers.remove(MCP_PROTOCOL_VERSION);
     let answer = upstream.call(permit, outgoing).await?;

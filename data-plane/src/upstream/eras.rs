@@ -20,7 +20,7 @@ use waffles_mcp::translate::Client;
 use waffles_mcp::translate::handshake::{Described, discover_request};
 use waffles_mcp::{Era, Id, Kind, Message, Revision};
 
-use super::{Heard, Inbox, Outgoing, Upstream};
+use super::{Heard, Inbox, Manner, Outgoing, Upstream};
 use crate::permit::Permit;
 use crate::reject::{Reject, UpstreamFault};
 
@@ -251,6 +251,7 @@ fn discover() -> Outgoing {
         body: discover_request(&Id::number(1), &client),
         endpoint: None,
         path: None,
+        manner: Manner::Repeatable,
     }
 }
 

@@ -18,7 +18,9 @@ use waffles_core::server::Timeouts;
 use waffles_runtime::task;
 
 use super::Answer;
-use super::pool::{Connection, Outbound, Pool, Prepared};
+use super::gate::Place;
+use super::pool::{Connection, Outbound, Pool};
+use super::ticket::Ticket;
 use crate::overload::Hold;
 use crate::reject::{Reject, UpstreamFault};
 
@@ -32,25 +34,33 @@ pub struct Lease {
     incoming: Incoming,
     connection: Option<Connection>,
     pool: Arc<Pool>,
-    prepared: Arc<Prepared>,
-    endpoint: u16,
+    ticket: Ticket,
 }
 
-/// An attempt that came to nothing.
+/// An attempt that came to nothing. Boxed, since every exchange would carry its room.
 pub(super) struct Failed {
     /// Why.
     pub(super) reject: Reject,
     /// The request, where nothing of it was written.
     pub(super) unsent: Option<Outbound>,
+    /// The place, for another attempt.
+    pub(super) place: Option<Place>,
 }
 
 impl Failed {
-    fn unsent(fault: UpstreamFault, request: Outbound) -> Self {
-        Self { reject: Reject::upstream(fault, false), unsent: Some(request) }
+    fn unsent(fault: UpstreamFault, request: Outbound, mut ticket: Ticket) -> Box<Self> {
+        // What the outbound policy keeps closed says nothing of the server.
+        if fault != UpstreamFault::Closed {
+            ticket.failed(fault);
+        }
+        let (reject, place) = (Reject::upstream(fault, false), ticket.take_place());
+        Box::new(Self { reject, unsent: Some(request), place })
     }
 
-    fn sent(fault: UpstreamFault) -> Self {
-        Self { reject: Reject::upstream(fault, true), unsent: None }
+    fn sent(fault: UpstreamFault, mut ticket: Ticket) -> Box<Self> {
+        ticket.failed(fault);
+        let (reject, place) = (Reject::upstream(fault, true), ticket.take_place());
+        Box::new(Self { reject, unsent: None, place })
     }
 }
 
@@ -58,19 +68,20 @@ impl Failed {
 /// closed before anything was written to it.
 pub(super) async fn attempt(
     pool: &Arc<Pool>,
-    prepared: &Arc<Prepared>,
-    endpoint: u16,
+    mut ticket: Ticket,
     path: Option<&Uri>,
     mut request: Outbound,
     timeouts: &Timeouts,
-) -> Result<Answer, Failed> {
+    until: Instant,
+) -> Result<Answer, Box<Failed>> {
+    let (prepared, endpoint) = (Arc::clone(&ticket.prepared), ticket.endpoint);
     let Some(target) = prepared.targets.get(usize::from(endpoint)) else {
-        return Err(Failed::unsent(UpstreamFault::Unreachable, request));
+        return Err(Failed::unsent(UpstreamFault::Unreachable, request, ticket));
     };
     *request.uri_mut() = path.unwrap_or(&target.uri).clone();
     request.headers_mut().insert(header::HOST, target.host_header.clone());
     loop {
-        let (mut connection, fresh) = match pool.take(prepared, endpoint) {
+        let (mut connection, fresh) = match pool.take(&prepared, endpoint) {
             Some(mut waiting) => {
                 // Ready as soon as the last answer's end has been seen, which may take one more turn of its task.
                 let ready = match waiting.ready().now_or_never() {
@@ -87,12 +98,11 @@ pub(super) async fn attempt(
             }
             None => match pool.connect(target, timeouts.connect).await {
                 Ok(connection) => (connection, true),
-                Err(fault) => return Err(Failed::unsent(fault, request)),
+                Err(fault) => return Err(Failed::unsent(fault, request, ticket)),
             },
         };
         let sent = connection.try_send_request(request);
-        let first_byte = timeouts.first_byte.min(timeouts.total);
-        let response = match timeout_at(Instant::now() + first_byte, sent).await {
+        let response = match timeout_at(until.min(Instant::now() + timeouts.first_byte), sent).await {
             Ok(Ok(response)) => response,
             Ok(Err(mut error)) => match error.take_message() {
                 // Nothing of it was written: the server had closed a connection that waited too long.
@@ -100,19 +110,14 @@ pub(super) async fn attempt(
                     request = unsent;
                     continue;
                 }
-                Some(unsent) => return Err(Failed::unsent(UpstreamFault::Unreachable, unsent)),
-                None => return Err(Failed::sent(UpstreamFault::BrokeOff)),
+                Some(unsent) => return Err(Failed::unsent(UpstreamFault::Unreachable, unsent, ticket)),
+                None => return Err(Failed::sent(UpstreamFault::BrokeOff, ticket)),
             },
-            Err(_) => return Err(Failed::sent(UpstreamFault::TimedOut)),
+            Err(_) => return Err(Failed::sent(UpstreamFault::TimedOut, ticket)),
         };
         let (head, incoming) = response.into_parts();
-        let body = Lease {
-            incoming,
-            connection: Some(connection),
-            pool: Arc::clone(pool),
-            prepared: Arc::clone(prepared),
-            endpoint,
-        };
+        ticket.heard(head.status, &head.headers);
+        let body = Lease { incoming, connection: Some(connection), pool: Arc::clone(pool), ticket };
         return Ok(Answer { status: head.status, headers: head.headers, body, endpoint });
     }
 }
@@ -141,14 +146,14 @@ pub async fn collect(
     let mut rest = BytesMut::new();
     loop {
         let frame = match next_frame(&mut body, || until.min(Instant::now() + idle)).await {
-            Err(_) => return Err(UpstreamFault::TimedOut),
+            Err(_) => return Err(body.failed(UpstreamFault::TimedOut)),
             Ok(None) => break,
-            Ok(Some(Err(_))) => return Err(UpstreamFault::BrokeOff),
+            Ok(Some(Err(_))) => return Err(body.failed(UpstreamFault::BrokeOff)),
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(data) = frame.into_data() else { continue };
         if first.len() + rest.len() + data.len() > most {
-            return Err(UpstreamFault::TooLarge);
+            return Err(body.failed(UpstreamFault::TooLarge));
         }
         if !hold.grow(data.len()) && !hold.grow_until(data.len(), until.min(Instant::now() + ROOM_TIME)).await
         {
@@ -178,6 +183,7 @@ impl Lease {
 
     /// Reads what is left in the background, so that the connection can be used again; gives up after a second.
     pub fn recycle(mut self) {
+        self.ticket.succeeded();
         if self.incoming.is_end_stream() {
             return;
         }
@@ -187,16 +193,32 @@ impl Lease {
         });
     }
 
+    /// Counts it as a failure of the server, and hands back of which kind.
+    pub fn failed(&mut self, fault: UpstreamFault) -> UpstreamFault {
+        self.ticket.failed(fault);
+        fault
+    }
+
+    /// The server has asked something that a person may have to answer: it holds no place at the server any more.
+    pub fn waits_for_a_person(&mut self) {
+        self.ticket.waits_for_a_person();
+    }
+
+    /// The place at the server, for where the answer comes another way, or for another attempt.
+    pub(super) fn take_place(&mut self) -> Option<Place> {
+        self.ticket.take_place()
+    }
+
     fn give_back(&mut self) {
         if let Some(connection) = self.connection.take() {
-            self.pool.give_back(connection, Arc::clone(&self.prepared), self.endpoint);
+            self.pool.give_back(connection, Arc::clone(&self.ticket.prepared), self.ticket.endpoint);
         }
     }
 }
 
 impl std::fmt::Debug for Lease {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lease").field("endpoint", &self.endpoint).finish_non_exhaustive()
+        f.debug_struct("Lease").field("endpoint", &self.ticket.endpoint).finish_non_exhaustive()
     }
 }
 
@@ -209,8 +231,10 @@ impl Body for Lease {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        if let Poll::Ready(None) = polled {
-            self.give_back();
+        match &polled {
+            Poll::Ready(None) => self.give_back(),
+            Poll::Ready(Some(Err(_))) => self.ticket.failed(UpstreamFault::BrokeOff),
+            _ => {}
         }
         polled
     }
@@ -226,9 +250,11 @@ impl Body for Lease {
 
 impl Drop for Lease {
     /// A body that was read to its end, or has none, leaves a connection that can be used again; any other connection
-    /// is closed, which tells the server that nobody listens.
+    /// is closed, which tells the server that nobody listens. A whole answer is a good one, if nobody has said that it is
+    /// not.
     fn drop(&mut self) {
-        if self.incoming.is_end_stream() {
+        if self.connection.is_none() || self.incoming.is_end_stream() {
+            self.ticket.succeeded();
             self.give_back();
         }
     }

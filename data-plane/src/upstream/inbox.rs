@@ -12,7 +12,7 @@ use waffles_mcp::sse::{Decoder, Item};
 use waffles_mcp::{Kind, Limits, Message};
 
 use super::http::{Lease, collect};
-use super::{Answer, is_type};
+use super::{Answer, Place, is_type};
 use crate::overload::{Hold, Pace};
 use crate::reject::{Reject, UpstreamFault};
 use crate::stream::MAX_ANSWER;
@@ -33,6 +33,8 @@ pub struct Inbox {
     endless: bool,
     /// Where a stream that was closed can be taken up again [2025-11-25 basic/transports#resumability].
     resume: Resume,
+    /// The call's place at the server, where the answer does not come with the request's own lease.
+    place: Option<Place>,
 }
 
 /// What a server has said of taking up a stream again.
@@ -46,7 +48,7 @@ pub struct Resume {
 
 #[derive(Debug)]
 enum Source {
-    Json { lease: Lease, read: BytesMut },
+    Json { lease: Box<Lease>, read: BytesMut },
     Stream { lease: Box<Lease>, decoder: Box<Decoder> },
     Shared(mpsc::Receiver<Message>),
     Ended,
@@ -87,12 +89,12 @@ impl Heard {
             if matches!(status.as_u16(), 401 | 403 | 407) {
                 return Err(Reject::upstream(UpstreamFault::Credential, true));
             }
-            let until = Instant::now() + REFUSAL_TIME;
+            let (until, wait) = (Instant::now() + REFUSAL_TIME, answer.retry_after());
             let body = collect(answer.body, MAX_REFUSAL, REFUSAL_TIME, until).await.unwrap_or_default();
             let message = Message::parse(body, &Limits::RESPONSE).ok();
             let message = message.filter(|message| message.kind() == Kind::Error).map(Box::new);
             if message.is_none() && !status.is_client_error() {
-                return Err(Reject::upstream(UpstreamFault::Failed, true));
+                return Err(Reject::upstream(UpstreamFault::Failed, true).ask_again_in(wait));
             }
             return Ok(Self::Refused { status, message });
         }
@@ -104,7 +106,7 @@ impl Heard {
         let source = if is_type(&answer.headers, "text/event-stream") {
             Source::Stream { lease: Box::new(answer.body), decoder: Box::default() }
         } else if is_type(&answer.headers, "application/json") {
-            Source::Json { lease: answer.body, read: BytesMut::new() }
+            Source::Json { lease: Box::new(answer.body), read: BytesMut::new() }
         } else if status == StatusCode::ACCEPTED || status == StatusCode::NO_CONTENT {
             answer.body.recycle();
             return Ok(Self::Accepted);
@@ -117,6 +119,7 @@ impl Heard {
             came: 0,
             endless: false,
             resume: Resume::default(),
+            place: None,
         }))
     }
 }
@@ -125,7 +128,31 @@ impl Inbox {
     /// The messages that the reader of a shared stream sorts out for one request.
     pub(super) fn shared(receiver: mpsc::Receiver<Message>) -> Self {
         let source = Source::Shared(receiver);
-        Self { source, bounds: None, came: 0, endless: true, resume: Resume::default() }
+        Self { source, bounds: None, came: 0, endless: true, resume: Resume::default(), place: None }
+    }
+
+    /// Keeps the call's place until the call is over.
+    pub(super) fn holding(self, place: Option<Place>) -> Self {
+        Self { place, ..self }
+    }
+
+    /// The server has asked something that a person may have to answer: the call holds no place at it any more.
+    pub fn waits_for_a_person(&mut self) {
+        self.place = None;
+        match &mut self.source {
+            Source::Json { lease, .. } => lease.waits_for_a_person(),
+            Source::Stream { lease, .. } => lease.waits_for_a_person(),
+            Source::Shared(_) | Source::Ended => {}
+        }
+    }
+
+    /// Counts it as a failure of the server, and hands back of which kind.
+    pub fn failed(&mut self, fault: UpstreamFault) -> UpstreamFault {
+        match &mut self.source {
+            Source::Json { lease, .. } => lease.failed(fault),
+            Source::Stream { lease, .. } => lease.failed(fault),
+            Source::Shared(_) | Source::Ended => fault,
+        }
     }
 
     /// For a stream that stays open: it may say any amount in the course of time.
@@ -173,7 +200,10 @@ impl Inbox {
                             };
                         }
                         Ok(None) => {}
-                        Err(_) => return self.end(Err(UpstreamFault::TooLarge)),
+                        Err(_) => {
+                            let fault = lease.failed(UpstreamFault::TooLarge);
+                            return self.end(Err(fault));
+                        }
                     }
                     match lease.frame().await {
                         None => return self.end(Ok(None)),

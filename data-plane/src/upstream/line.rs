@@ -15,7 +15,7 @@ use waffles_runtime::task;
 
 use super::http::Lease;
 use super::inbox::Inbox;
-use super::{Outgoing, Upstream, is_type};
+use super::{Manner, Outgoing, Upstream, is_type};
 use crate::permit::Permit;
 use crate::reject::{Reject, UpstreamFault};
 
@@ -52,8 +52,14 @@ impl Line {
         let mut headers = HeaderMap::with_capacity(2);
         headers.insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        let outgoing =
-            Outgoing { method: Method::GET, headers, body: Default::default(), endpoint: None, path: None };
+        let outgoing = Outgoing {
+            method: Method::GET,
+            headers,
+            body: Default::default(),
+            endpoint: None,
+            path: None,
+            manner: Manner::Listens,
+        };
         let answer = upstream.call(permit, outgoing).await?;
         let bad = || Reject::upstream(UpstreamFault::BadAnswer, true);
         match answer.status.as_u16() {

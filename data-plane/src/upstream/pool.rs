@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -27,6 +26,7 @@ use waffles_runtime::tls::ClientTrust;
 use waffles_runtime::{task, telemetry};
 
 use super::Outgoing;
+use super::standing::{Standing, Standings};
 use crate::overload::Buffers;
 use crate::reject::{Reject, UpstreamFault};
 use crate::state::Current;
@@ -52,7 +52,6 @@ pub(super) struct Target {
     tls: bool,
     pub(super) uri: Uri,
     pub(super) host_header: HeaderValue,
-    weight: u16,
 }
 
 /// What is made once of a registration and used for every message.
@@ -61,7 +60,8 @@ pub(super) struct Prepared {
     entry: Arc<ServerEntry>,
     pub(super) targets: Vec<Target>,
     credential: Option<(HeaderName, HeaderValue)>,
-    turn: AtomicU64,
+    /// What is known of the server, by all threads.
+    pub(super) standing: Arc<Standing>,
 }
 
 struct Idle {
@@ -74,6 +74,7 @@ struct Idle {
 pub struct Pool {
     policy: OutboundPolicy,
     current: Arc<Current>,
+    standings: Arc<Standings>,
     tls: Mutex<Option<TlsConnector>>,
     prepared: Mutex<HashMap<Uuid, Arc<Prepared>>>,
     idle: Mutex<HashMap<(Uuid, u16), Vec<Idle>>>,
@@ -82,15 +83,14 @@ pub struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(policy: OutboundPolicy, current: Arc<Current>, buffers: Arc<Buffers>) -> Self {
-        Self {
-            policy,
-            current,
-            tls: Mutex::default(),
-            prepared: Mutex::default(),
-            idle: Mutex::default(),
-            buffers,
-        }
+    pub(super) fn new(
+        policy: OutboundPolicy,
+        current: Arc<Current>,
+        buffers: Arc<Buffers>,
+        standings: Arc<Standings>,
+    ) -> Self {
+        let (tls, prepared, idle) = Default::default();
+        Self { policy, current, buffers, standings, tls, prepared, idle }
     }
 
     /// The policy of this moment.
@@ -109,7 +109,8 @@ impl Pool {
         {
             return Ok(Arc::clone(prepared));
         }
-        let prepared = Arc::new(Prepared::new(entry).ok_or(Reject::Internal("unusable_registration"))?);
+        let prepared = Prepared::new(entry, &self.standings);
+        let prepared = Arc::new(prepared.ok_or(Reject::Internal("unusable_registration"))?);
         self.prepared.lock().insert(entry.server.id, Arc::clone(&prepared));
         Ok(prepared)
     }
@@ -215,10 +216,10 @@ where
 }
 
 impl Prepared {
-    fn new(entry: &Arc<ServerEntry>) -> Option<Self> {
+    fn new(entry: &Arc<ServerEntry>, standings: &Standings) -> Option<Self> {
         let targets = entry.server.spec.endpoints.iter().map(Target::new).collect::<Option<Vec<_>>>()?;
         let credential = credential(&entry.server.credential)?;
-        Some(Self { entry: Arc::clone(entry), targets, credential, turn: AtomicU64::new(0) })
+        Some(Self { entry: Arc::clone(entry), targets, credential, standing: standings.of(&entry.server) })
     }
 
     /// The request for whichever endpoint: with the server's credential, still without an address.
@@ -235,25 +236,6 @@ impl Prepared {
             headers.insert(name.clone(), value.clone());
         }
         request
-    }
-
-    /// The endpoints in the order in which they are tried: the pinned one alone, else one by weight, then the others.
-    pub(super) fn order(&self, pinned: Option<u16>) -> Vec<u16> {
-        let count = u16::try_from(self.targets.len()).unwrap_or(u16::MAX);
-        if let Some(pinned) = pinned {
-            return (pinned..count).take(1).collect();
-        }
-        let total: u64 = self.targets.iter().map(|target| u64::from(target.weight)).sum();
-        let mut turn = self.turn.fetch_add(1, Ordering::Relaxed) % total.max(1);
-        let mut first = 0;
-        for (i, target) in (0..).zip(&self.targets) {
-            if turn < u64::from(target.weight) {
-                first = i;
-                break;
-            }
-            turn -= u64::from(target.weight);
-        }
-        (first..count).chain(0..first).collect()
     }
 }
 
@@ -276,7 +258,6 @@ impl Target {
             tls: url.scheme() == "https",
             uri: path.parse().ok()?,
             host_header: authority.parse().ok()?,
-            weight: endpoint.weight,
         })
     }
 }

@@ -125,7 +125,8 @@ impl WhatIf {
         for number in 0..self.servers {
             let full = number % 2 == 0;
             let capture = if full { registry::Capture::Full } else { registry::Capture::None };
-            let endpoint = registry::Endpoint { url: "http://127.0.0.1:9/mcp".into(), weight: 1 };
+            let endpoint =
+                registry::Endpoint { url: "http://127.0.0.1:9/mcp".into(), weight: 1, zone: String::new() };
             let name = format!("server-{number}");
             let server = waffles
                 .add(registry::ServerSpec {

@@ -15,7 +15,7 @@ fn at(seconds: i64) -> Option<prost_types::Timestamp> {
 
 fn server() -> Server {
     let basic = BasicCredential { username: "waffles".into(), password: String::new() };
-    let endpoint = |url: &str, weight| EndpointPb { url: url.into(), weight };
+    let endpoint = |url: &str, weight, zone: &str| EndpointPb { url: url.into(), weight, zone: zone.into() };
     registry_pb::Server {
         id: "01a210b9-6ec8-7598-8d78-f041f90c7de4".into(),
         tenant: "default".into(),
@@ -24,7 +24,10 @@ fn server() -> Server {
             description: "Forecasts".into(),
             tags: vec!["a".into(), "b".into()],
             transport: registry_pb::Transport::StreamableHttp.into(),
-            endpoints: vec![endpoint("https://a.example/mcp", 3), endpoint("https://b.example/mcp", 0)],
+            endpoints: vec![
+                endpoint("https://a.example/mcp", 3, "eu-1"),
+                endpoint("https://b.example/mcp", 0, ""),
+            ],
             credential: Some(Credential { kind: Some(credential::Kind::Basic(basic)) }),
             timeouts: Some(TimeoutsPb {
                 connect: Some(prost_types::Duration { seconds: 0, nanos: 500_000_000 }),
@@ -42,6 +45,10 @@ fn server() -> Server {
             }],
             methods: vec!["vendor/*".into()],
             groups: vec!["eu".into()],
+            resilience: Some(registry_pb::Resilience {
+                max_concurrent: Some(64),
+                ..registry_pb::Resilience::default()
+            }),
         }),
         enabled: true,
         version: 7,

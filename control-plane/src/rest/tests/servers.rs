@@ -9,6 +9,8 @@ async fn a_server_lives_from_registration_to_retirement() {
     let mut new = demo("weather");
     new["tags"] = json!(["prod", "eu"]);
     new["timeouts"] = json!({"connect_ms": 1000});
+    new["resilience"] = json!({"max_concurrent": 5, "breaker": {"failures": 0, "open_ms": 250}});
+    new["endpoints"][0]["zone"] = json!("eu-1");
     new["credential"] = json!({"type": "bearer", "token": "hunter2"});
     let created = world.call("POST", "/api/v1/servers", &admin, new).await;
     assert_eq!(created.status, StatusCode::CREATED, "{}", created.body);
@@ -17,6 +19,14 @@ async fn a_server_lives_from_registration_to_retirement() {
     assert_eq!(created.body["credential"], json!({"type": "bearer"}));
     assert_eq!(created.body["timeouts"]["connect_ms"], 1000);
     assert_eq!(created.body["timeouts"]["total_ms"], 600_000);
+    let resilience = &created.body["resilience"];
+    assert_eq!((&resilience["max_concurrent"], &resilience["queue"]), (&json!(5), &json!(200)));
+    assert_eq!(
+        (&resilience["breaker"]["failures"], &resilience["breaker"]["open_ms"]),
+        (&json!(0), &json!(250))
+    );
+    assert_eq!((&resilience["breaker"]["trials"], &resilience["retry"]["attempts"]), (&json!(2), &json!(2)));
+    assert_eq!(created.body["endpoints"][0]["zone"], "eu-1");
     assert_eq!(created.body["enabled"], true);
 
     let shown = world.get("/api/v1/servers/weather", &admin).await;
@@ -79,12 +89,21 @@ async fn every_wrong_field_is_named_and_nothing_is_written() {
         "tags": ["ok", "not ok"],
         "endpoints": [{"url": "ftp://x/"}, {"url": "nonsense"}],
         "timeouts": {"connect_ms": 0},
+        "resilience": {"queue_wait_ms": 90_000, "breaker": {"error_percent": 101}},
         "credential": {"type": "header", "name": "Host", "value": "x"},
     });
     let answer = world.call("POST", "/api/v1/servers", &admin, bad).await;
     assert_eq!(answer.status, StatusCode::BAD_REQUEST);
     let fields = answer.fields();
-    for field in ["name", "tags[1]", "endpoints[1].url", "timeouts.connect_ms", "credential.name"] {
+    for field in [
+        "name",
+        "tags[1]",
+        "endpoints[1].url",
+        "timeouts.connect_ms",
+        "credential.name",
+        "resilience.queue_wait_ms",
+        "resilience.breaker.error_percent",
+    ] {
         assert!(fields.contains(&field), "{field} is not among {fields:?}");
     }
     for (body, field) in [

@@ -1,0 +1,224 @@
+//! What healthy servers notice of a broken one beside them: one server's latency at a fixed rate, while another one behind
+//! the same proxy is asked as often as ever and hangs, is slow, breaks off or floods. To compare with: the same while that
+//! other one is well. All in interleaved rounds.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use tokio::time::{Instant, interval};
+use waffles_core::credential::KeyLimits;
+use waffles_runtime::task;
+
+use super::{Bench, Cores, Listening, Measured, Target, Way, announce, both, child, cores, pin_self};
+use crate::mcp_client::stateless_meta;
+use crate::programs::{self, DataPlaneOptions, Program, http_client};
+use crate::watchdog::Dir;
+use crate::{Behaviour, DataPlane, Era, Figure, McpServer, Seed};
+
+/// What the promise allows.
+const GOAL: f64 = 1.2;
+/// How long a caller of the other server waits before it goes away.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Compares.
+#[derive(Debug, Args)]
+pub(super) struct Neighbours {
+    /// Questions a second to the healthy server.
+    #[arg(long, default_value_t = 500.0)]
+    rate: f64,
+    /// Questions a second to the server beside it.
+    #[arg(long, default_value_t = 20.0)]
+    beside: f64,
+}
+
+/// How the server beside the healthy one fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Fare {
+    Well,
+    Hung,
+    Slow,
+    Resetting,
+    Flooding,
+}
+
+impl Fare {
+    const ALL: [Self; 5] = [Self::Well, Self::Hung, Self::Slow, Self::Resetting, Self::Flooding];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Well => "well",
+            Self::Hung => "hung",
+            Self::Slow => "slow",
+            Self::Resetting => "resetting",
+            Self::Flooding => "flooding",
+        }
+    }
+
+    fn behaviour(self) -> Behaviour {
+        match self {
+            Self::Well => Behaviour::Echo,
+            Self::Hung => Behaviour::Never,
+            Self::Slow => Behaviour::Slow(Duration::from_millis(500)),
+            Self::Resetting => Behaviour::ResetMidStream,
+            Self::Flooding => Behaviour::Flood(200),
+        }
+    }
+}
+
+/// A server that is well or not.
+#[derive(Debug, Args)]
+pub(super) struct Other {
+    #[arg(long)]
+    fare: Fare,
+}
+
+impl Other {
+    pub(super) async fn serve(&self) -> anyhow::Result<()> {
+        let server = McpServer::start().await;
+        server.on_tool("echo", self.fare.behaviour());
+        announce(&Listening { addr: server.addr() })?;
+        std::future::pending().await
+    }
+}
+
+/// Asks at a fixed rate and takes whatever comes.
+#[derive(Debug, Args)]
+pub(super) struct Callers {
+    #[arg(long)]
+    url: String,
+    /// Sent as `Authorization: Bearer`.
+    #[arg(long, env = "WAFFLES_BENCH_BEARER", hide_env_values = true)]
+    bearer: String,
+    #[arg(long)]
+    rate: f64,
+}
+
+impl Callers {
+    pub(super) async fn run(&self) -> anyhow::Result<()> {
+        let client = http_client();
+        let params = json!({"name": "echo", "arguments": {"message": "x"}, "_meta": stateless_meta()});
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).to_string();
+        let mut due = interval(Duration::from_secs_f64(1.0 / self.rate));
+        loop {
+            due.tick().await;
+            let request = client
+                .post(&self.url)
+                .bearer_auth(&self.bearer)
+                .header("content-type", "application/json")
+                .header("accept", "application/json, text/event-stream")
+                .header("mcp-protocol-version", Era::Stateless.revision())
+                .header("mcp-method", "tools/call")
+                .header("mcp-name", "echo")
+                .body(body.clone())
+                .timeout(PATIENCE);
+            task::spawn("caller", async move {
+                if let Ok(answer) = request.send().await {
+                    // Read to its end or not: a broken server's answer has none.
+                    drop(answer.bytes().await);
+                }
+            });
+        }
+    }
+}
+
+impl Neighbours {
+    /// Prints and notes what the healthy server notices.
+    #[allow(clippy::print_stdout, reason = "that is what it is run for")]
+    pub(super) async fn run(&self, bench: &Bench) -> anyhow::Result<()> {
+        let cores = cores()?;
+        pin_self(cores.load)?;
+        let dir = Dir::new("waffles-bench-");
+        let (_upstream, addr) = child("upstream", &[], cores.upstream, &dir).await;
+        let mut seed = Seed::new();
+        let caller = seed.principal("caller", "user");
+        let key = seed.key(caller, KeyLimits::default());
+        seed.server("healthy", &format!("http://{addr}/mcp"), |_| {});
+        let mut others = Vec::new();
+        for fare in Fare::ALL {
+            let arguments = ["--fare".to_owned(), fare.name().to_owned()];
+            let (program, addr) = child("other", &arguments, cores.upstream, &dir).await;
+            seed.server(fare.name(), &format!("http://{addr}/mcp"), |_| {});
+            others.push(program);
+        }
+        let options = DataPlaneOptions {
+            workers: 1,
+            cpu: Some(cores.proxy),
+            args: vec!["--log".to_owned(), "error".to_owned()],
+            ..DataPlaneOptions::default()
+        };
+        let mut proxy = DataPlane::start_seeded(|dir| seed.save(dir), options).await;
+        proxy.ready().await;
+        let (urls, pid) = (both(&proxy.server_url("healthy")), proxy.program.pid());
+        let target = Target { way: Way::Waffles, urls, bearer: Some(key.clone()), pid };
+        let mut p99 = vec![Vec::new(); Fare::ALL.len()];
+        let began = Instant::now();
+        for round in 0..bench.rounds() {
+            // Which of them comes first changes, so that none has the warmer machine.
+            for step in 0..Fare::ALL.len() {
+                let which = (round + step) % Fare::ALL.len();
+                let fare = Fare::ALL[which];
+                let _callers = self.callers(&proxy.server_url(fare.name()), &key, &cores, &dir);
+                let measured = self.ask(bench, &target, &cores, &dir).await?;
+                println!(
+                    "round {}, beside a server that is {}: p50 {:.0} µs, p99 {:.0} µs, {} calls",
+                    round + 1,
+                    fare.name(),
+                    measured.p50,
+                    measured.p99,
+                    measured.calls,
+                );
+                p99[which].push(measured.p99);
+            }
+        }
+        let normal = p99[0].clone();
+        for (fare, found) in Fare::ALL.iter().zip(&p99).skip(1) {
+            let mut ratios: Vec<f64> =
+                found.iter().zip(&normal).map(|(with, without)| with / without).collect();
+            let ratio = median(&mut ratios);
+            let rounds = bench.rounds();
+            println!(
+                "p99 of a healthy server beside a {} one: × {ratio:.3}, median of {rounds} rounds",
+                fare.name()
+            );
+            Figure {
+                promise: "P22".into(),
+                what: format!("p99 of a healthy server beside a {} one", fare.name()),
+                goal: format!("≤ {GOAL} × normal"),
+                measured: format!("{ratio:.2} ×"),
+                extent: format!(
+                    "{rounds} interleaved rounds, {:.0} and {:.0} calls/s, {:.0} s in all",
+                    self.rate,
+                    self.beside,
+                    began.elapsed().as_secs_f64(),
+                ),
+                met: ratio <= GOAL,
+            }
+            .note();
+        }
+        Ok(())
+    }
+
+    /// Who asks the server beside the healthy one; stops when it is dropped.
+    fn callers(&self, url: &str, key: &str, cores: &Cores, dir: &Dir) -> Program {
+        let mut command = programs::command("waffles-bench", Some(cores.load));
+        command.args(["callers", "--url", url, "--rate", &self.beside.to_string()]);
+        command.env("WAFFLES_BENCH_BEARER", key);
+        Program::spawn("callers", command, dir.path().join("callers.log"))
+    }
+
+    async fn ask(
+        &self,
+        bench: &Bench,
+        target: &Target,
+        cores: &Cores,
+        dir: &Dir,
+    ) -> anyhow::Result<Measured> {
+        bench.load(target, Era::Stateless, Some(self.rate), cores, dir).await
+    }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
