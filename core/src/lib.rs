@@ -4,6 +4,7 @@
 
 pub mod audit;
 pub mod credential;
+pub mod health;
 pub mod limit;
 pub mod namespace;
 pub mod policy;

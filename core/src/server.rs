@@ -10,6 +10,7 @@ use secrecy::SecretString;
 use url::Url;
 use uuid::Uuid;
 
+use crate::health::HealthPolicy;
 use crate::proxy::is_group;
 use crate::{FieldError, is_dns_label};
 
@@ -169,6 +170,8 @@ pub struct Spec {
     pub redact: Vec<String>,
     /// Groups of proxies that serve it; empty: all.
     pub groups: Vec<String>,
+    /// How its health is found out.
+    pub health: HealthPolicy,
 }
 
 /// A registered MCP server.
@@ -288,6 +291,7 @@ impl Spec {
         for (i, _) in self.groups.iter().enumerate().filter(|(_, group)| !is_group(group)) {
             wrong(format!("groups[{i}]"), "must be a DNS label: 1 to 63 of a-z, 0-9 and inner hyphens");
         }
+        problems.extend(self.health.problems());
         problems
     }
 
