@@ -24,6 +24,17 @@ struct ServerLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HealthLabels {
+    tenant: String,
+    server: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FoundLabels {
+    found: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
     reason: &'static str,
 }
@@ -40,6 +51,8 @@ pub struct Metrics {
     upstream_duration: Family<ServerLabels, Histogram, fn() -> Histogram>,
     dropped_events: Family<ReasonLabels, Counter>,
     refused_requests: Family<ReasonLabels, Counter>,
+    health: Family<HealthLabels, Gauge>,
+    checks: Family<FoundLabels, Counter>,
     /// Exchanges since the start.
     pub served: Counter,
     /// Streams that are open to clients.
@@ -91,6 +104,8 @@ impl Metrics {
             upstream_duration: Family::new_with_constructor(histogram),
             dropped_events: Family::default(),
             refused_requests: Family::default(),
+            health: Family::default(),
+            checks: Family::default(),
             served: Counter::default(),
             open_streams: Gauge::default(),
             listeners: Gauge::default(),
@@ -133,6 +148,12 @@ impl Metrics {
                 "HTTP requests that no door took, which leave no audit record",
                 m.refused_requests,
             );
+            r.register(
+                "waffles_server_health",
+                "How servers are from here: 3 up, 2 degraded, 1 down, 0 unknown",
+                m.health,
+            );
+            r.register("waffles_health_checks", "Checks of servers by what they found", m.checks);
             r.register("waffles_served_exchanges", "Exchanges since the start", m.served);
             r.register("waffles_open_streams", "Streams open to clients", m.open_streams);
             r.register("waffles_listeners", "Clients that listen to changes", m.listeners);
@@ -200,6 +221,21 @@ impl Metrics {
     /// Counts a request that no door took.
     pub fn refused(&self, reason: &'static str) {
         self.refused_requests.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Shows how a server is.
+    pub fn health(&self, tenant: &str, server: &str, value: i64) {
+        self.health.get_or_create(&HealthLabels { tenant: tenant.into(), server: server.into() }).set(value);
+    }
+
+    /// Shows no more how a server is.
+    pub fn forget_health(&self, tenant: &str, server: &str) {
+        self.health.remove(&HealthLabels { tenant: tenant.into(), server: server.into() });
+    }
+
+    /// Counts a check by what it found.
+    pub fn check(&self, found: &'static str) {
+        self.checks.get_or_create(&FoundLabels { found }).inc();
     }
 
     /// Counts an event of a server that was not passed on.

@@ -94,6 +94,7 @@ fn update(revision: u64, full: bool, resources: Vec<pb::Resource>) -> pb::Stream
         removed: vec![],
         last: true,
         authorities: vec![],
+        orders: vec![],
     }
 }
 
@@ -124,6 +125,10 @@ impl Proxy {
             proxy_id: Uuid::from_u128(1),
             name: "proxy-1".into(),
             version: "0.1".into(),
+            monitor: Arc::new(Monitor::new(
+                Arc::clone(&current),
+                crate::metrics::Metrics::new(&waffles_runtime::telemetry::Metrics::new()),
+            )),
         };
         let status = spawn(config, Arc::clone(&current), disk, gates.gate("snapshot"), drain);
         Self { dir, current, gates, status, trigger }
