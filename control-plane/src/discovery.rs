@@ -8,13 +8,14 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
 use tokio::sync::watch;
+use uuid::Uuid;
 use waffles_core::snapshot::{Kind, ResourceKey};
 use waffles_proto::discovery::v1 as pb;
 use waffles_runtime::task::Poker;
 
 pub use publisher::{Listener, Publisher};
 use state::State;
-pub use state::{Offer, Update};
+pub use state::{Checked, Offer, Update};
 
 /// What a proxy holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -76,6 +77,17 @@ impl Discovery {
     /// What a proxy of a group lacks. `again` names resources that it refused, and gets once more.
     pub fn offer(&self, group: &str, held: &Held, again: &[ResourceKey]) -> Offer {
         self.shared.state.read().offer(group, held, again)
+    }
+
+    /// Whether proxies of a group serve a server.
+    pub fn serves(&self, group: &str, server: Uuid) -> bool {
+        let key = ResourceKey::new(Kind::Server, server.to_string());
+        self.shared.state.read().resource(&key).is_some_and(|resource| state::concerns(resource, group))
+    }
+
+    /// The servers that are to be checked, of all tenants.
+    pub fn checked(&self) -> Vec<Checked> {
+        self.shared.state.read().checked()
     }
 
     /// What people call a resource: the name of a server, namespace or principal, otherwise its id.

@@ -223,6 +223,8 @@ impl Publisher {
                 Kind::Server | Kind::Namespace | Kind::Principal | Kind::Role | Kind::Rule | Kind::Limit => {
                     None
                 }
+                // It stands in no log.
+                Kind::Checks => None,
                 Kind::Session => key.id.parse().ok().map(wire::session_resource),
                 // Another replica may have rotated the keys a moment ago.
                 Kind::Settings => {

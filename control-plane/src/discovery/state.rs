@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use prost::Message as _;
+use uuid::Uuid;
+use waffles_core::health::HealthPolicy;
 use waffles_core::snapshot::{Kind, ResourceKey};
 use waffles_core::wire;
-use waffles_proto::discovery::v1 as pb;
+use waffles_proto::{discovery::v1 as pb, registry::v1 as registry_pb};
 
 use super::Held;
 
@@ -57,6 +59,26 @@ pub struct Update {
     pub resources: Vec<(ResourceKey, Arc<pb::Resource>)>,
     /// Resources that are gone.
     pub removed: Vec<ResourceKey>,
+    /// Servers to check now.
+    pub orders: Vec<pb::CheckOrder>,
+}
+
+/// A server that is to be checked, and by whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// Which.
+    pub id: Uuid,
+    /// Groups of proxies that serve it; empty: all.
+    pub groups: Vec<String>,
+    /// How many proxies of each group look.
+    pub proxies: usize,
+}
+
+impl Checked {
+    /// Whether proxies of a group serve it.
+    pub fn is_for(&self, group: &str) -> bool {
+        self.groups.is_empty() || self.groups.iter().any(|name| name == group)
+    }
 }
 
 impl State {
@@ -99,6 +121,20 @@ impl State {
         self.resources.keys().filter(|key| key.kind == kind).count()
     }
 
+    pub(super) fn checked(&self) -> Vec<Checked> {
+        let checked = |resource: &Arc<pb::Resource>| {
+            let Some(pb::resource::Kind::Server(server)) = &resource.kind else { return None };
+            let spec = server.spec.as_ref()?;
+            let policy = spec.health.unwrap_or_default();
+            let off = policy.check == i32::from(registry_pb::HealthCheck::Off);
+            let proxies = usize::try_from(policy.proxies).ok().filter(|count| *count > 0);
+            let proxies = proxies.unwrap_or(usize::from(HealthPolicy::default().proxies));
+            let id = server.id.parse().ok().filter(|_| server.enabled && !off)?;
+            Some(Checked { id, groups: spec.groups.clone(), proxies })
+        };
+        self.resources.values().filter_map(checked).collect()
+    }
+
     /// What does not concern the group is not sent to it, and what concerns it no longer is sent as gone.
     pub(super) fn offer(&self, group: &str, held: &Held, again: &[ResourceKey]) -> Offer {
         if self.revision == 0 {
@@ -115,6 +151,7 @@ impl State {
             full: !known || held.revision < self.floor,
             resources: Vec::new(),
             removed: Vec::new(),
+            orders: Vec::new(),
         };
         if update.full {
             let theirs = self.resources.iter().filter(|(_, resource)| concerns(resource, group));
@@ -142,7 +179,7 @@ pub(super) fn lineage_for(lineage: &str, group: &str) -> String {
 }
 
 /// Whether proxies of a group need a resource. Servers may be for some groups only; all else is for all.
-fn concerns(resource: &pb::Resource, group: &str) -> bool {
+pub(super) fn concerns(resource: &pb::Resource, group: &str) -> bool {
     let Some(pb::resource::Kind::Server(server)) = &resource.kind else { return true };
     let groups = server.spec.as_ref().map(|spec| spec.groups.as_slice()).unwrap_or_default();
     groups.is_empty() || groups.iter().any(|name| name == group)
@@ -184,6 +221,7 @@ impl Update {
                 removed.next();
             }
             done = true;
+            chunk.orders.clone_from(&self.orders);
             chunk.last = true;
             Some(chunk)
         })
@@ -309,8 +347,14 @@ mod tests {
     fn an_update_is_cut_by_size_and_count_and_loses_nothing() {
         for (count, bytes, chunks) in [(0, 0, 1), (1, 2 * CHUNK_BYTES, 1), (3, CHUNK_BYTES, 3), (1001, 8, 3)]
         {
-            let mut update =
-                Update { lineage: "l".into(), revision: 1, full: true, resources: vec![], removed: vec![] };
+            let mut update = Update {
+                lineage: "l".into(),
+                revision: 1,
+                full: true,
+                resources: vec![],
+                removed: vec![],
+                orders: vec![],
+            };
             for i in 0..count {
                 let id = i.to_string();
                 update.resources.push((key(&id), Arc::new(resource(&id, bytes))));

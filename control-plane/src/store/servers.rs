@@ -10,6 +10,7 @@ use sqlx::QueryBuilder;
 use sqlx::types::Json;
 use url::Url;
 use uuid::Uuid;
+use waffles_core::health::{Check, HealthPolicy};
 use waffles_core::seal::SealRing;
 use waffles_core::server::{
     AuditMode, Capture, Credential, Endpoint, Marks, Server, Spec, Timeouts, ToolFilter, ToolMark, Transport,
@@ -409,6 +410,58 @@ struct SpecDoc {
     /// Absent in what an older version wrote.
     #[serde(default)]
     groups: Vec<String>,
+    #[serde(default)]
+    health: HealthDoc,
+}
+
+/// The stored form of a health policy. What is absent has its default.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(default)]
+struct HealthDoc {
+    check: String,
+    interval_us: u64,
+    timeout_us: u64,
+    jitter: u8,
+    fall: u8,
+    rise: u8,
+    proxies: u8,
+}
+
+impl Default for HealthDoc {
+    fn default() -> Self {
+        Self::from(&HealthPolicy::default())
+    }
+}
+
+impl From<&HealthPolicy> for HealthDoc {
+    fn from(policy: &HealthPolicy) -> Self {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        Self {
+            check: policy.check.as_str().to_owned(),
+            interval_us: micros(policy.interval),
+            timeout_us: micros(policy.timeout),
+            jitter: policy.jitter,
+            fall: policy.fall,
+            rise: policy.rise,
+            proxies: policy.proxies,
+        }
+    }
+}
+
+impl HealthDoc {
+    fn into_policy(self) -> Result<HealthPolicy, String> {
+        let check = Check::parse(&self.check);
+        Ok(HealthPolicy {
+            check: check
+                .ok_or_else(|| format!("health.check: {:?} is not known to this version", self.check))?,
+            interval: Duration::from_micros(self.interval_us),
+            timeout: Duration::from_micros(self.timeout_us),
+            jitter: self.jitter,
+            fall: self.fall,
+            rise: self.rise,
+            proxies: self.proxies,
+        })
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -488,6 +541,7 @@ impl From<&Spec> for SpecDoc {
             .into(),
             redact: spec.redact.clone(),
             groups: spec.groups.clone(),
+            health: HealthDoc::from(&spec.health),
         }
     }
 }
@@ -533,6 +587,7 @@ impl SpecDoc {
             },
             redact: self.redact,
             groups: self.groups,
+            health: self.health.into_policy()?,
         })
     }
 }
