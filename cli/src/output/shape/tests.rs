@@ -42,6 +42,11 @@ fn server() -> Server {
             }],
             methods: vec!["vendor/*".into()],
             groups: vec!["eu".into()],
+            health: Some(registry_pb::HealthPolicy {
+                check: registry_pb::HealthCheck::Tools.into(),
+                fall: 5,
+                ..registry_pb::HealthPolicy::default()
+            }),
         }),
         enabled: true,
         version: 7,
@@ -55,6 +60,11 @@ fn server() -> Server {
             revision: "2024-11-05".into(),
             found_at: at(30),
         }],
+        health: Some(registry_pb::HealthSummary {
+            state: registry_pb::HealthState::Degraded.into(),
+            reason: "credential".into(),
+            since: at(45),
+        }),
     }
     .into()
 }
