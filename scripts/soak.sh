@@ -9,10 +9,11 @@ PAIRS=${PAIRS:-150000}         # listed against callable: tests/it/rights.rs
 SEQUENCES=${SEQUENCES:-100000} # random administrative calls: tests/it/escalation.rs
 CALLS=${CALLS:-1000000}        # calls with colliding ids: tests/it/mixups.rs
 WINDOWS=${WINDOWS:-300}       # of two seconds, under ten times a limit: tests/it/limits.rs
+CHECKS=${CHECKS:-2000}         # of a server's health, one after the other: tests/it/health.rs
 EVENTS=${EVENTS:-1000000}      # audited calls that a draft is tried on
 
 target=${CARGO_TARGET_DIR:-target}
-export WAFFLES_TEST_LIMIT_WINDOWS=$WINDOWS
+export WAFFLES_TEST_LIMIT_WINDOWS=$WINDOWS WAFFLES_TEST_CHECKS=$CHECKS
 export WAFFLES_TEST_PAIRS=$PAIRS WAFFLES_TEST_SEQUENCES=$SEQUENCES WAFFLES_TEST_CALLS=$CALLS
 
 soak() {
@@ -25,6 +26,7 @@ step "programs" cargo build --workspace --bins
 step "$PAIRS pairs of listed and callable" soak what_is_listed_is_what_can_be_called
 step "$SEQUENCES sequences of administrative calls" soak nobody_gives_or_gets_what_they_do_not_hold
 step "$CALLS calls with colliding ids" soak mixups
+step "$CHECKS checks of a server with sessions" soak health::
 step "limits, $WINDOWS windows of a flood" soak limits::
 step "programs as they are shipped" \
   cargo build --release -p waffles-control-plane -p waffles-data-plane -p waffles-tests --bins

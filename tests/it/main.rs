@@ -23,6 +23,7 @@ mod eras;
 mod escalation;
 mod federation;
 mod harness;
+mod health;
 mod hostile;
 mod limits;
 mod matrix;

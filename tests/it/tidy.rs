@@ -82,11 +82,21 @@ const DATA_PLANE: &[Row] = &[
     row(&["main"]),
 ];
 
-const GROUND: &[&str] =
-    &["state", "discovery", "audit", "metrics", "reject", "durable", "link", "enrolment", "sightings"];
+const GROUND: &[&str] = &[
+    "state",
+    "discovery",
+    "audit",
+    "metrics",
+    "reject",
+    "durable",
+    "link",
+    "enrolment",
+    "sightings",
+    "health",
+];
 
 const TALK: &[&str] =
-    &["upstream", "stream", "flow", "front", "bridge", "hub", "federation", "shared", "peers"];
+    &["upstream", "stream", "flow", "front", "bridge", "hub", "federation", "shared", "peers", "checks"];
 
 #[test]
 fn crates_depend_downwards_only() {
