@@ -157,8 +157,9 @@ pub async fn put(db: &Db, reports: &[Report], now: DateTime<Utc>) -> sqlx::Resul
             .filter(|report| tenants.contains_key(&report.server))
             .partition(|r| r.said.is_none());
         for report in gone {
-            const GONE: &str = "DELETE FROM server_health WHERE server_id = $1 AND proxy_id = $2";
+            const GONE: &str = "DELETE FROM server_health WHERE tenant = $1 AND server_id = $2 AND proxy_id = $3";
             on_tx!(&mut tx, |conn| sqlx::query(GONE)
+                .bind(tenants.get(&report.server))
                 .bind(report.server)
                 .bind(report.proxy)
                 .execute(conn)
@@ -244,7 +245,7 @@ async fn write(
 
 /// Puts together what the proxies say of some servers, whose states are locked.
 async fn settle(tx: &mut Tx, servers: &[Uuid], now: DateTime<Utc>) -> sqlx::Result<usize> {
-    const CHANGE: &str = "UPDATE server_states SET state = $2, reason = $3, since = $4 WHERE server_id = $1";
+    const CHANGE: &str = "UPDATE server_states SET state = $3, reason = $4, since = $5 WHERE tenant = $1 AND server_id = $2";
     const NOTE: &str = "INSERT INTO server_history (tenant, id, server_id, at, state, reason) VALUES ($1, $2, $3, $4, $5, $6)";
     if servers.is_empty() {
         return Ok(0);
@@ -278,6 +279,7 @@ async fn settle(tx: &mut Tx, servers: &[Uuid], now: DateTime<Utc>) -> sqlx::Resu
         }
         let since = if same_state { row.since } else { now };
         on_tx!(&mut *tx, |conn| sqlx::query(CHANGE)
+            .bind(&row.tenant)
             .bind(row.server_id)
             .bind(state.as_str())
             .bind(&*reason)
