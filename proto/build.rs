@@ -16,6 +16,7 @@ const FILES: &[&str] = &[
     "waffles/policy/v1/types.proto",
     "waffles/proxy/v1/enrolment.proto",
     "waffles/proxy/v1/proxy.proto",
+    "waffles/registry/v1/health.proto",
     "waffles/registry/v1/namespace.proto",
     "waffles/registry/v1/registry.proto",
     "waffles/tenant/v1/tenant.proto",

@@ -24,6 +24,11 @@ RESTARTS=${RESTARTS:-20}       # restarts under load, and calls meanwhile: tests
 RESTART_CALLS=${RESTART_CALLS:-100000}
 LISTENERS=${LISTENERS:-10000}  # idle listeners
 export WAFFLES_TEST_ATTACKS=$ATTACKS WAFFLES_TEST_RESTARTS=$RESTARTS WAFFLES_TEST_RESTART_CALLS=$RESTART_CALLS
+CHECKS=${CHECKS:-2000}         # of a server's health, one after the other: tests/it/health.rs
+EVENTS=${EVENTS:-1000000}      # audited calls that a draft is tried on
+
+target=${CARGO_TARGET_DIR:-target}
+export WAFFLES_TEST_LIMIT_WINDOWS=$WINDOWS WAFFLES_TEST_CHECKS=$CHECKS
 export WAFFLES_TEST_PAIRS=$PAIRS WAFFLES_TEST_SEQUENCES=$SEQUENCES WAFFLES_TEST_CALLS=$CALLS
 export WAFFLES_TEST_KILLS=$KILLS WAFFLES_TEST_EDITS=$EDITS
 export WAFFLES_TEST_BROKEN_CALLS=$BROKEN
@@ -38,6 +43,7 @@ step "programs" cargo build --workspace --bins
 step "$PAIRS pairs of listed and callable" soak what_is_listed_is_what_can_be_called
 step "$SEQUENCES sequences of administrative calls" soak nobody_gives_or_gets_what_they_do_not_hold
 step "$CALLS calls with colliding ids" soak mixups
+step "$CHECKS checks of a server with sessions" soak health::
 step "limits, $WINDOWS windows of a flood" soak limits::
 step "scale: $MUTATIONS damaged snapshots, 400 days alone, faults of the database" soak scale::
 step "$KILLS proxies killed under load" soak every_answer_is_in_the_audit_once_though_proxies_are_killed

@@ -18,6 +18,7 @@ use waffles_proto::auth::v1::{self as auth_pb, RefreshRequest};
 use waffles_proto::policy::v1::limit_service_client::LimitServiceClient;
 use waffles_proto::policy::v1::policy_service_client::PolicyServiceClient;
 use waffles_proto::proxy::v1::proxy_service_client::ProxyServiceClient;
+use waffles_proto::registry::v1::health_service_client::HealthServiceClient;
 use waffles_proto::registry::v1::namespace_service_client::NamespaceServiceClient;
 use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
 use waffles_proto::secret::v1::secret_service_client::SecretServiceClient;
@@ -216,6 +217,11 @@ impl Client {
     /// Servers.
     pub(crate) fn registry(&self) -> RegistryServiceClient<Link> {
         RegistryServiceClient::new(self.wire())
+    }
+
+    /// How servers are.
+    pub(crate) fn health(&self) -> HealthServiceClient<Link> {
+        HealthServiceClient::new(self.wire())
     }
 
     /// Namespaces.

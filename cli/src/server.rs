@@ -6,10 +6,10 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use secrecy::ExposeSecret as _;
 use waffles_proto::registry::v1::{
-    AuditMode, BasicCredential, BearerCredential, Capture, CreateServerRequest, Credential,
-    DeleteServerRequest, Endpoint, GetServerRequest, HeaderCredential, ListServersRequest, NoCredential,
-    ServerSpec, SetServerEnabledRequest, Timeouts, ToolFilter, ToolMark, Transport, UpdateServerRequest,
-    credential,
+    AuditMode, BasicCredential, BearerCredential, Capture, CheckServerRequest, CreateServerRequest,
+    Credential, DeleteServerRequest, Endpoint, GetServerHealthRequest, GetServerRequest, HeaderCredential,
+    HealthCheck, ListServersRequest, NoCredential, ServerSpec, SetServerEnabledRequest, Timeouts, ToolFilter,
+    ToolMark, Transport, UpdateServerRequest, credential,
 };
 
 use crate::args::Global;
@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::import::{self, ImportArgs};
 use crate::login::{read_secret, secret_env};
 use crate::moment;
-use crate::output::shape::{Server, Tool};
+use crate::output::shape::{Server, ServerHealth, Tool};
 use crate::output::{note, print};
 use crate::{call, mcp};
 
@@ -87,6 +87,14 @@ pub(crate) enum ServerCommand {
     Remove {
         /// Its name.
         name: String,
+    },
+    /// Show how a server is, as the proxies near it see it, and how it was.
+    Health {
+        /// Its name.
+        name: String,
+        /// Have them look now, and wait for what they find. The exit status is 1 where it is not well.
+        #[arg(long)]
+        now: bool,
     },
     /// Take over what Claude Desktop, VS Code or Cursor is configured with: servers with an address are
     /// registered, programs are noted for `up` and `run`.
@@ -175,6 +183,37 @@ pub(crate) struct SpecArgs {
     /// A group of proxies that serves it, instead of all; may be repeated.
     #[arg(long, value_name = "GROUP")]
     group: Vec<String>,
+    /// What a check of its health asks.
+    #[arg(long, value_name = "CHECK")]
+    health_check: Option<CheckArg>,
+    /// How long between two checks.
+    #[arg(long, value_name = "SPAN", value_parser = moment::span)]
+    health_interval: Option<Duration>,
+    /// How long a check may take.
+    #[arg(long, value_name = "SPAN", value_parser = moment::span)]
+    health_timeout: Option<Duration>,
+    /// By how many hundredths of the interval a check may be earlier or later.
+    #[arg(long, value_name = "PERCENT")]
+    health_jitter: Option<u32>,
+    /// How many checks, or calls, in a row make it worse than it was.
+    #[arg(long, value_name = "N")]
+    health_fall: Option<u32>,
+    /// How many checks in a row make it better than it was.
+    #[arg(long, value_name = "N")]
+    health_rise: Option<u32>,
+    /// How many proxies of each group look.
+    #[arg(long, value_name = "N")]
+    health_proxies: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum CheckArg {
+    /// `server/discover`, or `initialize` and `ping`.
+    Handshake,
+    /// The same, and its list of tools.
+    Tools,
+    /// Nothing: only calls tell.
+    Off,
 }
 
 /// What happens when a server fails, is slow or is busy.
@@ -323,6 +362,8 @@ pub(crate) enum Field {
     Redact,
     /// All groups of proxies.
     Groups,
+    /// The default checks.
+    Health,
 }
 
 impl SpecArgs {
@@ -387,6 +428,34 @@ impl SpecArgs {
         let tools = spec.tools.get_or_insert_default();
         replace(&mut tools.allow, self.allow);
         replace(&mut tools.deny, self.deny);
+        let health = spec.health.get_or_insert_default();
+        if let Some(check) = self.health_check {
+            health.check = match check {
+                CheckArg::Handshake => HealthCheck::Handshake,
+                CheckArg::Tools => HealthCheck::Tools,
+                CheckArg::Off => HealthCheck::Off,
+            }
+            .into();
+        }
+        for (span, new) in
+            [(&mut health.interval, self.health_interval), (&mut health.timeout, self.health_timeout)]
+        {
+            if let Some(new) = new {
+                *span = Some(new.try_into()?);
+            }
+        }
+        health.jitter_percent = self.health_jitter.or(health.jitter_percent);
+        for (flag, number, new) in [
+            ("--health-fall", &mut health.fall, self.health_fall),
+            ("--health-rise", &mut health.rise, self.health_rise),
+            ("--health-proxies", &mut health.proxies, self.health_proxies),
+        ] {
+            // On the wire 0 means the default, which is not what was written here.
+            if new == Some(0) {
+                return Err(Failure::usage(format!("{flag} must be 1 to 10")).into());
+            }
+            *number = new.unwrap_or(*number);
+        }
         let timeouts = spec.timeouts.get_or_insert_default();
         for (limit, new) in [
             (&mut timeouts.connect, self.timeout_connect),
@@ -460,6 +529,7 @@ fn clear(spec: &mut ServerSpec, field: Field) {
         Field::Resilience => spec.resilience = None,
         Field::Redact => spec.redact.clear(),
         Field::Groups => spec.groups.clear(),
+        Field::Health => spec.health = None,
     }
 }
 
@@ -472,6 +542,9 @@ pub(crate) async fn run(global: &Global, command: ServerCommand) -> anyhow::Resu
         return import::run(global, args).await;
     }
     let client = Client::open(global).await?;
+    if let ServerCommand::Health { name, now } = command {
+        return health(global, &client, name, now).await;
+    }
     let mut registry = client.registry();
     let server = match command {
         ServerCommand::Add { name, url, spec: args, disabled } => {
@@ -525,7 +598,9 @@ pub(crate) async fn run(global: &Global, command: ServerCommand) -> anyhow::Resu
             note(&format!("Server {name} is retired."));
             return Ok(());
         }
-        ServerCommand::Tools { .. } | ServerCommand::Import(_) => return Ok(()),
+        ServerCommand::Tools { .. } | ServerCommand::Import(_) | ServerCommand::Health { .. } => {
+            return Ok(());
+        }
     };
     print(global.output, &Server::from(server.unwrap_or_default()))
 }
@@ -544,6 +619,23 @@ pub(crate) async fn list(
         if request.cursor.is_empty() {
             return Ok(servers);
         }
+    }
+}
+
+async fn health(global: &Global, client: &Client, name: String, now: bool) -> anyhow::Result<()> {
+    let mut service = client.health();
+    if !now {
+        let request = GetServerHealthRequest { name };
+        let answer = service.get_server_health(request).await.map_err(Failure::from)?.into_inner();
+        return print(global.output, &ServerHealth::from(answer.health.unwrap_or_default()));
+    }
+    let request = CheckServerRequest { name: name.clone() };
+    let answer = service.check_server(request).await.map_err(Failure::from)?.into_inner();
+    let health = ServerHealth::from(answer.health.unwrap_or_default()).asked();
+    print(global.output, &health)?;
+    match health.is_well() {
+        true => Ok(()),
+        false => Err(Failure::failed(format!("server {name} is not well")).into()),
     }
 }
 

@@ -30,6 +30,7 @@ use crate::config::Config;
 use crate::discovery::{Discovery, Listener, Publisher};
 use crate::enrolment::{self, Enrolment};
 use crate::grpc;
+use crate::health::{self, Ward};
 use crate::http::{self, Limits, Secure};
 use crate::identity::{self, Identity, OneTime};
 use crate::metrics;
@@ -102,6 +103,7 @@ struct Work {
     listener: Listener,
     keeper: Driver<enrolment::Keeper>,
     rekeying: Driver<Rekeying>,
+    health: Driver<health::Rounds>,
 }
 
 /// Opens what the configuration names, brings the database up to date, and makes what must be there at first.
@@ -145,6 +147,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         limits: crate::limits::Limits::new(db.clone(), discovery.clone()),
         audit: Audit::new(db.clone(), identity.usage().clone(), secrets.audit.clone()),
         proxies: Proxies::new(db.clone(), discovery.clone()),
+        health: Ward::new(db.clone(), discovery.clone()),
         enrolment,
         tenants: Tenants::new(db.clone(), identity.clone(), discovery.clone()),
         keys: Keys::new(&db, secrets.clone(), discovery.clone()),
@@ -198,6 +201,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         keeper: services.enrolment.driver(),
         usage: services.identity.usage().driver(db.clone()),
         rekeying: services.keys.driver(),
+        health: services.health.driver(),
         listener: Listener::new(db.clone(), discovery.clone()),
     };
     Ok(Bound {
@@ -248,6 +252,7 @@ impl Bound {
         self.work.pulse.spawn(&tasks, drain.clone());
         self.work.publisher.spawn(&tasks, drain.clone());
         self.work.roster.spawn(&tasks, drain.clone());
+        self.work.health.spawn(&tasks, drain.clone());
         self.work.keeper.spawn(&tasks, drain.clone());
         self.work.rekeying.spawn(&tasks, drain.clone());
         self.work.rotation.spawn(&tasks, drain.clone());

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
+use uuid::Uuid;
 use waffles_core::snapshot::{Kind, ResourceKey};
 use waffles_proto::discovery::v1 as pb;
 use waffles_runtime::task::Poker;
@@ -18,7 +19,7 @@ use waffles_runtime::task::Poker;
 pub use publisher::{Listener, Publisher};
 use rollout::{Rollouts, may_wait};
 use state::State;
-pub use state::{Chunk, Offer, Update};
+pub use state::{Checked, Chunk, Offer, Update};
 
 /// Proxies that are sent the whole state at the same time. The others wait in line, each with an open stream: a herd that
 /// knows nothing must not make the control plane send hundreds of copies at once.
@@ -109,6 +110,17 @@ impl Discovery {
     /// Waits until it is a proxy's turn to be sent everything. The wait ends: each one before it has a time limit.
     pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
         self.shared.line.0.acquire().await.ok()
+    }
+
+    /// Whether proxies of a group serve a server.
+    pub fn serves(&self, group: &str, server: Uuid) -> bool {
+        let key = ResourceKey::new(Kind::Server, server.to_string());
+        self.shared.state.read().concerns(&key, group)
+    }
+
+    /// The servers that are to be checked, of all tenants.
+    pub fn checked(&self) -> Vec<Checked> {
+        self.shared.state.read().checked()
     }
 
     /// What people call a resource: the name of a server, namespace or principal, otherwise its id.

@@ -20,6 +20,9 @@ pub enum Error {
     /// It exists already. A whole sentence without a full stop.
     #[error("{0}")]
     Conflict(String),
+    /// As things stand it cannot be done. A whole sentence without a full stop, with the next step.
+    #[error("{0}")]
+    NotNow(String),
     /// The tenant has as much as it may have.
     #[error("this tenant has {most} {things}, as many as it may have (the limit {limit})")]
     Full {
@@ -81,6 +84,7 @@ impl Error {
         match self {
             Self::NotFound(_) => "not_found",
             Self::Conflict(_) => "conflict",
+            Self::NotNow(_) => "not_now",
             Self::Full { .. } => "limit_reached",
             Self::Stale { .. } => "stale",
             Self::Invalid(_) => "invalid",
@@ -119,6 +123,7 @@ impl Error {
         let code = match &self {
             Self::NotFound(_) => Code::NotFound,
             Self::Conflict(_) => Code::AlreadyExists,
+            Self::NotNow(_) => Code::FailedPrecondition,
             Self::Full { .. } => Code::ResourceExhausted,
             Self::Stale { .. } => Code::Aborted,
             Self::Invalid(_) => Code::InvalidArgument,

@@ -6,6 +6,7 @@ mod audit;
 mod auth;
 mod enrolment;
 mod keys;
+mod health;
 mod limits;
 mod namespaces;
 mod policy;
@@ -41,6 +42,7 @@ use waffles_proto::policy::v1::limit_service_server::LimitServiceServer;
 use waffles_proto::policy::v1::policy_service_server::PolicyServiceServer;
 use waffles_proto::proxy::v1::enrolment_service_server::EnrolmentServiceServer;
 use waffles_proto::proxy::v1::proxy_service_server::ProxyServiceServer;
+use waffles_proto::registry::v1::health_service_server::HealthServiceServer;
 use waffles_proto::registry::v1::namespace_service_server::NamespaceServiceServer;
 use waffles_proto::registry::v1::registry_service_server::RegistryServiceServer;
 use waffles_proto::secret::v1::secret_service_server::SecretServiceServer;
@@ -95,6 +97,7 @@ pub fn router(
         .add_service(limited!(RoleServiceServer, access::Access::new(services.identity.clone())))
         .add_service(limited!(GrantServiceServer, access::Access::new(services.identity.clone())))
         .add_service(limited!(RegistryServiceServer, registry::Servers::new(services.registry.clone())))
+        .add_service(limited!(HealthServiceServer, health::Rounds::new(services.health.clone())))
         .add_service(limited!(NamespaceServiceServer, namespaces::Realms::new(services.namespaces.clone())))
         .add_service(limited!(SecretServiceServer, secrets::Seals::new(services.keys.clone())))
         .add_service(limited!(PolicyServiceServer, policy::Rules::new(&services, parts.drain.clone())))

@@ -15,6 +15,7 @@ pub mod audit;
 pub mod authz;
 pub mod discovery;
 pub mod enrolment;
+pub mod health;
 pub mod identity;
 pub mod limits;
 pub mod namespaces;

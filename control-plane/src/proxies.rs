@@ -182,6 +182,7 @@ impl Proxies {
             spool_depth: health.spool_depth,
             uptime_seconds: health.uptime_seconds,
             exchanges: health.exchanges,
+            checks: health.health.is_some(),
         };
         if let Some(entry) = self.shared.live.lock().get_mut(&id) {
             entry.row.last_seen = now;

@@ -22,8 +22,9 @@ use crate::page::{Page, Paged};
 use crate::quota::{self, Limited};
 use crate::store::namespaces::{self, Touched};
 use crate::store::servers::{self, Broken, NameClaim, ServerRow};
-use crate::store::{Db, Tx, changes, eras, grants};
+use crate::store::{Db, Tx, changes, eras, grants, health};
 
+pub use crate::store::health::Summary;
 pub use crate::store::servers::ServerFilter;
 
 const MOST_PER_PAGE: u32 = 500;
@@ -115,7 +116,7 @@ impl Registry {
         ctx: &OpCtx,
         filter: &ServerFilter,
         page: &Page,
-    ) -> Result<Paged<Server>, Error> {
+    ) -> Result<Paged<(Server, Summary)>, Error> {
         somewhere(ctx, Permission::ServersRead)?;
         let limit = page.limit(MOST_PER_PAGE)?;
         let after: Option<String> = page.after(LIST)?;
@@ -138,11 +139,18 @@ impl Registry {
         )
         .await?;
         let found: Vec<Server> = rows.into_iter().map(|row| self.open(row)).collect::<Result<_, _>>()?;
-        Ok(Paged::cut(found, limit, LIST, |server| server.spec.name.clone()))
+        let ids: Vec<Uuid> = found.iter().map(|server| server.id).collect();
+        let mut known = health::summaries(&self.db.of(ctx.tenant()), ctx.tenant(), &ids).await?;
+        let with = |server: Server| {
+            let summary = Summary::of(server.enabled, known.remove(&server.id));
+            (server, summary)
+        };
+        let found = found.into_iter().map(with).collect();
+        Ok(Paged::cut(found, limit, LIST, |(server, _)| server.spec.name.clone()))
     }
 
-    /// One server of the actor's tenant, and what proxies found it to speak.
-    pub async fn get(&self, ctx: &OpCtx, name: &str) -> Result<(Server, Vec<Seen>), Error> {
+    /// One server of the actor's tenant, what proxies found it to speak, and how it is.
+    pub async fn get(&self, ctx: &OpCtx, name: &str) -> Result<(Server, Vec<Seen>, Summary), Error> {
         somewhere(ctx, Permission::ServersRead)?;
         know(ctx, name)?;
         ctx.require_on(Permission::ServersRead, Target::Server(name))?;
@@ -157,7 +165,9 @@ impl Registry {
             revision: row.revision,
             found_at: row.found_at,
         });
-        Ok((server, seen.collect()))
+        let known = health::summaries(&self.db.of(ctx.tenant()), ctx.tenant(), &[server.id]).await?;
+        let summary = Summary::of(server.enabled, known.into_values().next());
+        Ok((server, seen.collect(), summary))
     }
 
     /// Replaces the specification of a server that is still at the version given. Without a credential the
@@ -374,6 +384,7 @@ fn differences(before: &Spec, after: &Spec) -> Vec<&'static str> {
         ("redact", before.redact != after.redact),
         ("groups", before.groups != after.groups),
         ("resilience", before.resilience != after.resilience),
+        ("health", before.health != after.health),
     ]
     .into_iter()
     .filter_map(|(field, differs)| differs.then_some(field))

@@ -5,6 +5,7 @@ mod access;
 mod enrolment;
 mod extract;
 mod groups;
+mod health;
 mod identity;
 mod limits;
 mod namespaces;
@@ -138,6 +139,7 @@ fn parts() -> (Router<Arc<Door>>, OpenApi) {
         .routes(routes!(servers::get, servers::update, servers::delete))
         .routes(routes!(servers::enable))
         .routes(routes!(servers::disable))
+        .routes(routes!(health::get, health::check))
         .routes(routes!(namespaces::list, namespaces::create))
         .routes(routes!(namespaces::get, namespaces::update, namespaces::delete))
         .routes(routes!(namespaces::add_server, namespaces::remove_server))

@@ -2,6 +2,7 @@
 
 use crate::audit::Audit;
 use crate::enrolment::Enrolment;
+use crate::health::Ward;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::namespaces::Namespaces;
@@ -25,6 +26,7 @@ pub struct Services {
     pub audit: Audit,
     pub proxies: Proxies,
     pub enrolment: Enrolment,
+    pub health: Ward,
     pub tenants: Tenants,
     pub keys: Keys,
 }

@@ -10,6 +10,7 @@ pub mod enrolment;
 pub mod eras;
 pub mod grants;
 pub mod groups;
+pub mod health;
 pub mod limits;
 pub mod namespaces;
 mod owner;

@@ -13,13 +13,16 @@ use waffles_runtime::task::Task;
 use waffles_runtime::telemetry;
 
 use crate::audit::retention;
-use crate::store::{Db, audit, changes, enrolment, limits, principals, proxies};
+use crate::store::{Db, audit, changes, enrolment, health, limits, principals, proxies};
 
 /// How long log entries are kept. A proxy that was away for longer gets everything.
 const LOG_TIME: TimeDelta = TimeDelta::days(30);
 const PROXY_TIME: TimeDelta = TimeDelta::days(30);
 /// What proxies said of the use of limits is of no use for longer than they take to say it again.
 const USE_TIME: TimeDelta = TimeDelta::hours(1);
+/// How long it is kept how servers were, and what checks were asked for.
+const HISTORY_TIME: TimeDelta = TimeDelta::days(30);
+const ORDER_TIME: TimeDelta = TimeDelta::hours(1);
 const MONTHS_AHEAD: u32 = 2;
 /// Events removed by one statement, so that no transaction grows long.
 const AT_ONCE: u32 = 5000;
@@ -44,6 +47,7 @@ pub struct Report {
     proxies_forgotten: u64,
     certificates_forgotten: u64,
     limit_uses_forgotten: u64,
+    health_changes_forgotten: u64,
     error: Option<String>,
 }
 
@@ -74,6 +78,8 @@ impl Upkeep {
         report.proxies_forgotten = proxies::forget(&self.db, now - PROXY_TIME).await?;
         report.certificates_forgotten = enrolment::forget(&self.db, now - PROXY_TIME).await?;
         report.limit_uses_forgotten = limits::forget_usage(&self.db, now - USE_TIME).await?;
+        report.health_changes_forgotten =
+            health::forget(&self.db, now - ORDER_TIME, now - HISTORY_TIME).await?;
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 pub mod audit;
 pub mod credential;
 pub mod found;
+pub mod health;
 pub mod limit;
 pub mod namespace;
 pub mod policy;

@@ -10,6 +10,7 @@ use secrecy::SecretString;
 use url::Url;
 use uuid::Uuid;
 
+use crate::health::HealthPolicy;
 use crate::proxy::is_group;
 use crate::resilience::Resilience;
 use crate::{FieldError, is_dns_label};
@@ -181,6 +182,8 @@ pub struct Spec {
     pub groups: Vec<String>,
     /// What happens when it fails, is slow or is busy.
     pub resilience: Resilience,
+    /// How its health is found out.
+    pub health: HealthPolicy,
 }
 
 /// A registered MCP server.
@@ -304,6 +307,7 @@ impl Spec {
             wrong(format!("groups[{i}]"), "must be a DNS label: 1 to 63 of a-z, 0-9 and inner hyphens");
         }
         problems.extend(self.resilience.problems());
+        problems.extend(self.health.problems());
         problems
     }
 

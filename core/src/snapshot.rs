@@ -98,6 +98,8 @@ pub enum Kind {
     Session,
     /// A limit.
     Limit,
+    /// What a proxy is to check. No snapshot holds it.
+    Checks,
 }
 
 impl Kind {
@@ -114,12 +116,13 @@ impl Kind {
             Self::Rule => "rule",
             Self::Session => "session",
             Self::Limit => "limit",
+            Self::Checks => "checks",
         }
     }
 
     /// Reads the word.
     pub fn parse(word: &str) -> Option<Self> {
-        const ALL: [Kind; 10] = [
+        const ALL: [Kind; 11] = [
             Kind::Server,
             Kind::Principal,
             Kind::ApiKey,
@@ -130,6 +133,7 @@ impl Kind {
             Kind::Rule,
             Kind::Session,
             Kind::Limit,
+            Kind::Checks,
         ];
         ALL.into_iter().find(|kind| kind.as_str() == word)
     }
@@ -200,6 +204,11 @@ impl Snapshot {
     /// Every server, in no order.
     pub fn servers(&self) -> impl Iterator<Item = &Arc<ServerEntry>> {
         self.servers.values()
+    }
+
+    /// Finds a server by its id.
+    pub fn server_by_id(&self, id: &Uuid) -> Option<&Arc<ServerEntry>> {
+        self.servers.get(id)
     }
 
     /// Finds an API key by the hash of its text.
@@ -291,6 +300,7 @@ impl Snapshot {
             Kind::Rule => key.id.parse().is_ok_and(|id: Uuid| self.rules.contains_key(&id)),
             Kind::Session => key.id.parse().is_ok_and(|id: Uuid| self.sessions.contains(&id)),
             Kind::Limit => key.id.parse().is_ok_and(|id: Uuid| self.limits.contains_key(&id)),
+            Kind::Checks => false,
         }
     }
 
@@ -340,7 +350,7 @@ impl Snapshot {
             (Kind::Session, Some(id)) => drop(self.sessions.remove(&id)),
             (Kind::Limit, Some(id)) => drop(self.limits.remove(&id)),
             // What has no such id was never held.
-            (_, None) => {}
+            (Kind::Checks, _) | (_, None) => {}
         }
         self.refused.remove(key);
     }

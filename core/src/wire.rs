@@ -17,6 +17,7 @@ use waffles_proto::{
 use crate::FieldError;
 use crate::audit::{Event, Outcome};
 use crate::credential::{ApiKey, ApiKeyParts, KeyHash, KeyLimits};
+use crate::health::{Check, HealthPolicy, State};
 use crate::namespace::NamespaceEntry;
 use crate::policy::Permission;
 use crate::principal::{Principal, PrincipalKind};
@@ -41,7 +42,8 @@ pub fn time(timestamp: Option<Timestamp>) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(seconds, u32::try_from(nanos).ok()?)
 }
 
-fn duration(value: Duration) -> prost_types::Duration {
+/// A span of time on the wire.
+pub fn duration(value: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(value.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(value.subsec_nanos()).unwrap_or(0),
@@ -99,9 +101,76 @@ pub fn spec_to_proto(spec: &Spec, credential: &Credential, show_secrets: bool) -
         .into(),
         redact: spec.redact.clone(),
         methods: spec.methods.clone(),
+        health: Some(health_to_proto(&spec.health)),
         marks: spec.marks.iter().map(mark_to_proto).collect(),
         groups: spec.groups.clone(),
         resilience: Some(resilience::to_proto(&spec.resilience)),
+    }
+}
+
+/// A health policy on the wire.
+pub fn health_to_proto(policy: &HealthPolicy) -> registry_pb::HealthPolicy {
+    registry_pb::HealthPolicy {
+        check: match policy.check {
+            Check::Handshake => registry_pb::HealthCheck::Handshake,
+            Check::Tools => registry_pb::HealthCheck::Tools,
+            Check::Off => registry_pb::HealthCheck::Off,
+        }
+        .into(),
+        interval: Some(duration(policy.interval)),
+        timeout: Some(duration(policy.timeout)),
+        jitter_percent: Some(policy.jitter.into()),
+        fall: policy.fall.into(),
+        rise: policy.rise.into(),
+        proxies: policy.proxies.into(),
+    }
+}
+
+fn health_from_proto(message: registry_pb::HealthPolicy, problems: &mut Vec<FieldError>) -> HealthPolicy {
+    let defaults = HealthPolicy::default();
+    // What does not fit is no sound value either, and is refused with the others.
+    let small = |value: u32| u8::try_from(value).unwrap_or(u8::MAX);
+    let or = |value: u32, default: u8| if value == 0 { default } else { small(value) };
+    HealthPolicy {
+        check: match registry_pb::HealthCheck::try_from(message.check) {
+            Ok(registry_pb::HealthCheck::Unspecified | registry_pb::HealthCheck::Handshake) => {
+                Check::Handshake
+            }
+            Ok(registry_pb::HealthCheck::Tools) => Check::Tools,
+            Ok(registry_pb::HealthCheck::Off) => Check::Off,
+            Err(_) => {
+                problems.push(FieldError::new("health.check", "is not a value this version knows"));
+                Check::Off
+            }
+        },
+        interval: duration_or(message.interval, defaults.interval),
+        timeout: duration_or(message.timeout, defaults.timeout),
+        jitter: message.jitter_percent.map_or(defaults.jitter, small),
+        fall: or(message.fall, defaults.fall),
+        rise: or(message.rise, defaults.rise),
+        proxies: or(message.proxies, defaults.proxies),
+    }
+}
+
+/// A state on the wire.
+pub fn state_to_proto(state: State) -> registry_pb::HealthState {
+    match state {
+        State::Up => registry_pb::HealthState::Up,
+        State::Degraded => registry_pb::HealthState::Degraded,
+        State::Down => registry_pb::HealthState::Down,
+        State::Unknown => registry_pb::HealthState::Unknown,
+    }
+}
+
+/// A state from the wire; unknown where this version does not know it.
+pub fn state_from_proto(state: i32) -> State {
+    match registry_pb::HealthState::try_from(state) {
+        Ok(registry_pb::HealthState::Up) => State::Up,
+        Ok(registry_pb::HealthState::Degraded) => State::Degraded,
+        Ok(registry_pb::HealthState::Down) => State::Down,
+        Ok(registry_pb::HealthState::Unknown | registry_pb::HealthState::Unspecified) | Err(_) => {
+            State::Unknown
+        }
     }
 }
 
@@ -134,6 +203,7 @@ pub fn spec_from_proto(
     let timeouts = message.timeouts.unwrap_or_default();
     let tools = message.tools.unwrap_or_default();
     let credential = message.credential.and_then(|c| credential_from_proto(c, &mut problems));
+    let health = health_from_proto(message.health.unwrap_or_default(), &mut problems);
     let mut unknown =
         |field: &str| problems.push(FieldError::new(field, "is not a value this version knows"));
     let spec = Spec {
@@ -179,6 +249,7 @@ pub fn spec_from_proto(
         marks: message.marks.into_iter().map(mark_from_proto).collect(),
         groups: message.groups,
         resilience: resilience::from_proto(message.resilience.unwrap_or_default()),
+        health,
     };
     // An endpoint that could not be read was named above; the rest of the check must not complain of its absence.
     let mut rest = spec.problems();
@@ -240,6 +311,7 @@ pub fn server_to_proto(server: &Server, show_secrets: bool) -> registry_pb::Serv
         created_at: Some(timestamp(server.created_at)),
         updated_at: Some(timestamp(server.updated_at)),
         seen: Vec::new(),
+        health: None,
     }
 }
 
@@ -489,6 +561,7 @@ pub fn reference(key: &ResourceKey) -> pb::ResourceRef {
         Kind::Rule => pb::ResourceKind::Rule,
         Kind::Session => pb::ResourceKind::Session,
         Kind::Limit => pb::ResourceKind::Limit,
+        Kind::Checks => pb::ResourceKind::Checks,
     };
     pb::ResourceRef { kind: kind.into(), id: key.id.clone() }
 }
@@ -506,6 +579,7 @@ pub fn resource_key(reference: &pb::ResourceRef) -> Option<ResourceKey> {
         pb::ResourceKind::Rule => Kind::Rule,
         pb::ResourceKind::Session => Kind::Session,
         pb::ResourceKind::Limit => Kind::Limit,
+        pb::ResourceKind::Checks => Kind::Checks,
         pb::ResourceKind::Unspecified => return None,
     };
     Some(ResourceKey::new(kind, reference.id.clone()))
@@ -524,6 +598,7 @@ pub fn key_of(resource: &pb::Resource) -> Option<ResourceKey> {
         pb::resource::Kind::Rule(_) => Kind::Rule,
         pb::resource::Kind::Session(_) => Kind::Session,
         pb::resource::Kind::Limit(_) => Kind::Limit,
+        pb::resource::Kind::Checks(_) => Kind::Checks,
     };
     Some(ResourceKey::new(kind, resource.id.clone()))
 }
@@ -552,6 +627,14 @@ pub struct Update {
     pub resources: Vec<pb::Resource>,
     /// Resources that are gone.
     pub removed: Vec<pb::ResourceRef>,
+}
+
+impl Update {
+    /// Whether a snapshot would be the same after it.
+    pub fn is_nothing_after(&self, held: &Snapshot) -> bool {
+        let same = self.lineage == held.lineage && self.revision == held.revision;
+        same && !self.full && self.resources.is_empty() && self.removed.is_empty()
+    }
 }
 
 impl Snapshot {
@@ -596,7 +679,7 @@ impl Snapshot {
                             next.remove(&key)
                         }
                         // What stands for a refused rule was put in its place.
-                        Kind::Settings | Kind::Rule | Kind::Session => {}
+                        Kind::Settings | Kind::Rule | Kind::Session | Kind::Checks => {}
                     }
                     next.refused.insert(key.clone());
                     refusals.push(Refusal { key: Some(key), reason });
@@ -686,6 +769,8 @@ impl Snapshot {
                 let limit = limits::limit_from_proto(message)?;
                 self.limits.insert(limit.limit.id, limit);
             }
+            // Taken out before: what to check is no part of what calls are served from.
+            pb::resource::Kind::Checks(_) => {}
             pb::resource::Kind::Settings(message) => {
                 self.settings = Some(Arc::new(settings_from_proto(message)?));
             }
@@ -715,6 +800,7 @@ impl Snapshot {
             removed: Vec::new(),
             last: true,
             authorities: Vec::new(),
+            orders: Vec::new(),
         }
     }
 }

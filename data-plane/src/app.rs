@@ -28,11 +28,13 @@ use waffles_runtime::{listen, process, telemetry};
 use crate::audit::uplink::{self, Uplink};
 use crate::audit::{Trail, spool};
 use crate::authn::Authenticator;
+use crate::checks;
 use crate::config::Config;
 use crate::discovery::{self, Status};
 use crate::doors::sse;
 use crate::enrolment::{self, Membership};
 use crate::gateway::Gateway;
+use crate::health::Monitor;
 use crate::hub::Hub;
 use crate::keys::{Finder, Line};
 use crate::limit::{self, Limits};
@@ -140,8 +142,15 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         .with_context(|| format!("cannot listen on {} for MCP", config.mcp_addr))?;
     let mcp_addr = sockets.first().context("there is at least one worker")?.local_addr()?;
 
-    let desk =
-        Arc::new(Desk { trail, metrics, proxy_id, sightings: Sightings::default(), no_server: "".into() });
+    let monitor = Arc::new(Monitor::new(Arc::clone(&current), metrics.clone()));
+    let desk = Arc::new(Desk {
+        trail,
+        metrics,
+        proxy_id,
+        sightings: Sightings::default(),
+        monitor: Arc::clone(&monitor),
+        no_server: "".into(),
+    });
     let name = config.name.clone().unwrap_or_else(host_name);
     let address =
         Address::parse(&config.control_plane).map_err(|wrong| anyhow::anyhow!("--control-plane: {wrong}"))?;
@@ -161,6 +170,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         proxy_id,
         name,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        monitor: Arc::clone(&monitor),
     };
     let status = discovery::spawn(follows, Arc::clone(&current), disk, snapshot_gate, drain.clone());
     let (limits, keeper) = counts(&config, proxy_id, &desk.metrics)?;
@@ -175,6 +185,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         sends,
         &desk.trail,
         health(Arc::clone(&current), Arc::clone(&desk), Arc::clone(&shared)),
+        Arc::clone(&monitor.news),
         drain.clone(),
     );
     let tasks = Tasks::new();
@@ -207,6 +218,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
             let common = Arc::clone(&common);
             move || common.report()
         })
+        .route("/servers", move || monitor.describe())
         .bind(config.admin_addr)
         .with_context(|| format!("cannot listen on {} for the admin port", config.admin_addr))?;
     let worker = Worker {
@@ -291,6 +303,7 @@ impl Bound {
             desk: Arc::clone(&worker.desk),
             drain: drain.clone(),
         };
+        task::spawn("health checks", checks::run(Arc::clone(&means.desk.monitor), means.clone()));
         task::spawn("subscriptions", Hub::keep(means));
         let keeper = task::spawn("upkeep", upkeep(shared, upstream, current, drain.clone()));
         let threads = worker.start(sockets)?;
@@ -470,6 +483,7 @@ fn health(
         servers: shared.eras.verdicts().into_iter().map(seen).collect(),
         tools: desk.sightings.take(),
         limits: shared.limits.report(&current.load()),
+        health: Some(desk.monitor.report()),
     }
 }
 

@@ -21,6 +21,7 @@ use waffles_runtime::drain::Drain;
 use waffles_runtime::{task, telemetry};
 
 use crate::keys::Line;
+use crate::health::Monitor;
 use crate::link::{BackOff, Connection, Link, LinkError, MAX_MESSAGE, OPEN_TIME};
 use crate::state::{Current, Disk};
 use apply::{Collector, Verdict};
@@ -51,6 +52,8 @@ pub struct Config {
     pub version: String,
     /// Where keys are asked for while the stream is open.
     pub line: Arc<Line>,
+    /// Takes what is said of checks.
+    pub monitor: Arc<Monitor>,
 }
 
 /// How the stream is, for metrics and the admin port.
@@ -224,7 +227,10 @@ impl Follower {
             }
             let mut chunk = chunk?.ok_or(LinkError::Closed)?;
             self.config.link.membership().learn(&std::mem::take(&mut chunk.authorities));
-            let Some((update, nonce)) = collector.add(chunk)? else { continue };
+            let orders = std::mem::take(&mut chunk.orders);
+            let Some((mut update, nonce)) = collector.add(chunk)? else { continue };
+            self.config.monitor.take(&mut update.resources);
+            self.config.monitor.order(orders);
             answer(&answers, self.take(update, nonce).await?).await?;
             back_off.reset();
         }
@@ -237,6 +243,7 @@ impl Follower {
             name: name.clone(),
             group: group.to_owned(),
             version: version.clone(),
+            checks_servers: true,
             ..pb::Hello::default()
         };
         let held = self.current.load();
@@ -257,6 +264,9 @@ impl Follower {
         let held = self.current.load();
         let before = Arc::clone(&held);
         let full = update.full;
+        if update.is_nothing_after(&held) {
+            return Ok(pb::stream_request::Message::Ack(pb::Ack { nonce, revision: held.revision }));
+        }
         // Reading thousands of resources takes a while, and this runtime has other tasks.
         let verdict = tokio::task::spawn_blocking(move || apply::judge(&held, update))
             .await

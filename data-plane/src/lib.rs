@@ -11,6 +11,7 @@ pub mod doors;
 pub mod gateway;
 
 pub mod bridge;
+pub mod checks;
 pub mod federation;
 pub mod hub;
 
@@ -32,6 +33,7 @@ pub mod discovery;
 mod durable;
 pub mod enrolment;
 pub mod keys;
+pub mod health;
 mod link;
 pub mod metrics;
 pub mod overload;

@@ -27,6 +27,17 @@ struct ServerLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HealthLabels {
+    tenant: String,
+    server: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FoundLabels {
+    found: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
     reason: &'static str,
 }
@@ -128,6 +139,8 @@ pub struct Metrics {
     key_lookups: Family<ReasonLabels, Counter>,
     /// The way to the servers.
     pub upstream: UpstreamMetrics,
+    health: Family<HealthLabels, Gauge>,
+    checks: Family<FoundLabels, Counter>,
     /// Exchanges since the start.
     pub served: Counter,
     /// Streams that are open to clients.
@@ -248,6 +261,8 @@ impl Metrics {
             refused_requests: Family::default(),
             key_lookups: Family::default(),
             upstream: UpstreamMetrics::default(),
+            health: Family::default(),
+            checks: Family::default(),
             served: Counter::default(),
             open_streams: Gauge::default(),
             listeners: Gauge::default(),
@@ -325,6 +340,12 @@ impl Metrics {
                 "Calls refused since no place at their server would be free in time",
                 up.queue_refused,
             );
+            r.register(
+                "waffles_server_health",
+                "How servers are from here: 3 up, 2 degraded, 1 down, 0 unknown",
+                m.health,
+            );
+            r.register("waffles_health_checks", "Checks of servers by what they found", m.checks);
             r.register("waffles_served_exchanges", "Exchanges since the start", m.served);
             r.register("waffles_open_streams", "Streams open to clients", m.open_streams);
             r.register("waffles_listeners", "Clients that listen to changes", m.listeners);
@@ -397,6 +418,21 @@ impl Metrics {
     /// Counts a request that no door took.
     pub fn refused(&self, reason: &'static str) {
         self.refused_requests.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Shows how a server is.
+    pub fn health(&self, tenant: &str, server: &str, value: i64) {
+        self.health.get_or_create(&HealthLabels { tenant: tenant.into(), server: server.into() }).set(value);
+    }
+
+    /// Shows no more how a server is.
+    pub fn forget_health(&self, tenant: &str, server: &str) {
+        self.health.remove(&HealthLabels { tenant: tenant.into(), server: server.into() });
+    }
+
+    /// Counts a check by what it found.
+    pub fn check(&self, found: &'static str) {
+        self.checks.get_or_create(&FoundLabels { found }).inc();
     }
 
     /// Counts an event of a server that was not passed on.

@@ -110,6 +110,22 @@ impl Permit {
         Ok(Self { rule, ..draft })
     }
 
+    /// For what the proxy itself asks a server to see how it is: handshakes, pings and lists, and nothing that a caller
+    /// wanted. It is nobody's, so no stream can be renewed with it.
+    pub fn for_check(entry: &Arc<ServerEntry>) -> Self {
+        Self {
+            identity: Identity::of_this_proxy(),
+            entry: Arc::clone(entry),
+            namespace: None,
+            policy: Arc::default(),
+            era: Era::Stateless,
+            access: Access::List,
+            tool: None,
+            arguments: None,
+            rule: Cow::Borrowed("health:check"),
+        }
+    }
+
     /// The server.
     pub fn entry(&self) -> &Arc<ServerEntry> {
         &self.entry

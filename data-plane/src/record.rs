@@ -14,6 +14,7 @@ use waffles_mcp::Head;
 
 use crate::audit::Trail;
 use crate::authn::Identity;
+use crate::health::Monitor;
 use crate::limit::Held;
 use crate::metrics::Metrics;
 use crate::overload::Ticket;
@@ -38,6 +39,8 @@ pub struct Desk {
     pub proxy_id: Uuid,
     /// Tools that servers list.
     pub sightings: Sightings,
+    /// How servers are.
+    pub monitor: Arc<Monitor>,
     /// The label of exchanges that reached no server.
     pub no_server: Arc<str>,
 }
@@ -324,6 +327,9 @@ impl Record {
         event.duration_us = micros(duration);
         event.upstream_us = self.upstream.map_or(0, micros);
         self.desk.metrics.exchange(&self.server, self.method, end.outcome.as_str(), duration, self.upstream);
+        if self.asked.is_some() {
+            self.desk.monitor.called(&event.tenant, &event.server_name, end.outcome);
+        }
         self.desk.trail.record(*event);
     }
 }

@@ -25,6 +25,7 @@ mod eras;
 mod escalation;
 mod federation;
 mod harness;
+mod health;
 mod hostile;
 mod limits;
 mod matrix;

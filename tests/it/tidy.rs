@@ -94,10 +94,11 @@ const GROUND: &[&str] = &[
     "link",
     "enrolment",
     "sightings",
+    "health",
 ];
 
 const TALK: &[&str] =
-    &["upstream", "stream", "flow", "front", "bridge", "hub", "federation", "shared", "peers"];
+    &["upstream", "stream", "flow", "front", "bridge", "hub", "federation", "shared", "peers", "checks"];
 
 #[test]
 fn crates_depend_downwards_only() {
@@ -290,7 +291,7 @@ fn sql_stands_under_store_only() {
 #[test]
 fn every_statement_over_a_tenants_table_names_the_tenant() {
     // What proxies are sent, what log-ins and tokens look for, and housekeeping: for all tenants, by their nature.
-    const FOR_ALL: [(&str, &str); 22] = [
+    const FOR_ALL: [(&str, &str); 26] = [
         ("accounts", "is_token"),
         ("accounts", "forget_tokens"),
         ("audit", "last_position"),
@@ -300,6 +301,10 @@ fn every_statement_over_a_tenants_table_names_the_tenant() {
         ("data_keys", "replace"),
         ("data_keys", "count"),
         ("grants", "load_roles"),
+        ("health", "settle"),
+        ("health", "sweep"),
+        ("health", "orders_since"),
+        ("health", "forget"),
         ("limits", "forget_usage"),
         ("limits", "load"),
         ("namespaces", "load"),

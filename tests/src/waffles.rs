@@ -19,7 +19,7 @@ use waffles_proto::policy::v1::policy_service_client::PolicyServiceClient;
 use waffles_proto::proxy::v1::proxy_service_client::ProxyServiceClient;
 use waffles_proto::proxy::v1::{ListProxiesRequest, ListProxiesResponse, Proxy};
 use waffles_proto::registry::v1::registry_service_client::RegistryServiceClient;
-use waffles_proto::registry::v1::{self as registry, CreateServerRequest, Server, ServerSpec};
+use waffles_proto::registry::v1::{self as registry, CreateServerRequest, HealthPolicy, Server, ServerSpec};
 use waffles_proto::tenant::v1::CreateTenantRequest;
 use waffles_proto::tenant::v1::tenant_service_client::TenantServiceClient;
 
@@ -294,7 +294,12 @@ impl Waffles {
 
 /// A specification with defaults, for struct updates.
 pub fn spec() -> ServerSpec {
-    ServerSpec { transport: registry::Transport::StreamableHttp.into(), ..ServerSpec::default() }
+    ServerSpec {
+        transport: registry::Transport::StreamableHttp.into(),
+        // What arrives at a scripted server is what a test has sent. Tests of health say otherwise.
+        health: Some(HealthPolicy { check: registry::HealthCheck::Off.into(), ..HealthPolicy::default() }),
+        ..ServerSpec::default()
+    }
 }
 
 /// An endpoint with the usual weight.

@@ -17,6 +17,7 @@ use access::roles;
 pub(crate) use access::{Account, Grant, Group, HeldRole, Member, PasswordToken, Role, Session};
 pub(crate) use credential::SealKey;
 pub(crate) use enrolment::{Authority, JoinToken};
+pub(crate) use health::ServerHealth;
 pub(crate) use limit::{Limit, Usage};
 pub(crate) use namespace::Namespace;
 pub(crate) use policy::{Explanation, Finding, PolicyVersion, RuleChange, StoredRule, TestResult, Trial};
@@ -27,6 +28,7 @@ pub(crate) use tenant::Tenant;
 mod access;
 mod credential;
 mod enrolment;
+mod health;
 mod limit;
 mod namespace;
 mod policy;
@@ -126,9 +128,11 @@ pub(crate) struct Server {
     capture: &'static str,
     redact: Vec<String>,
     groups: Vec<String>,
+    health: health::Policy,
     created_at: Option<DateTime<Utc>>,
     updated_at: Option<DateTime<Utc>>,
     seen: Vec<Seen>,
+    status: Option<health::Status>,
 }
 
 /// What a proxy found a server to speak.
@@ -219,9 +223,11 @@ impl From<registry_pb::Server> for Server {
             },
             redact: spec.redact,
             groups: spec.groups,
+            health: spec.health.unwrap_or_default().into(),
             created_at: time(server.created_at),
             updated_at: time(server.updated_at),
             seen: server.seen.into_iter().map(Seen::from).collect(),
+            status: server.health.map(health::Status::from),
         }
     }
 }
@@ -247,6 +253,7 @@ impl Shape for Server {
             ("description", self.description.clone()),
             ("tags", list(&self.tags)),
             ("enabled", if self.enabled { "yes" } else { "no" }.to_owned()),
+            ("state", self.status.as_ref().map(health::Status::text).unwrap_or_default()),
             ("version", self.version.to_string()),
             ("transport", self.transport.to_owned()),
             ("speaks", seen.join("\n")),
@@ -275,6 +282,7 @@ impl Shape for Server {
             ("capture", self.capture.to_owned()),
             ("redact", list(&self.redact)),
             ("groups", list(&self.groups)),
+            ("health checks", self.health.text()),
             ("created", stamp(self.created_at)),
             ("updated", stamp(self.updated_at)),
         ])
@@ -292,6 +300,7 @@ impl Shape for [Server] {
             [
                 server.name.clone(),
                 if server.enabled { "yes" } else { "no" }.to_owned(),
+                server.status.as_ref().map_or_else(|| "-".to_owned(), health::Status::word),
                 server.transport.to_owned(),
                 format!("{url}{more}"),
                 server.credential.to_owned(),
@@ -300,7 +309,7 @@ impl Shape for [Server] {
             ]
         });
         columns(
-            ["NAME", "ENABLED", "TRANSPORT", "ENDPOINT", "CREDENTIAL", "TAGS", "CHANGED"],
+            ["NAME", "ENABLED", "STATE", "TRANSPORT", "ENDPOINT", "CREDENTIAL", "TAGS", "CHANGED"],
             rows,
             "There are no servers. Register one with `wafflectl server add NAME URL`.",
         )

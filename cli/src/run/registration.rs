@@ -4,7 +4,8 @@
 
 use waffles_proto::registry::v1::{
     BearerCredential, CreateServerRequest, Credential, DeleteServerRequest, Endpoint, GetServerRequest,
-    Server, ServerSpec, SetServerEnabledRequest, Transport, UpdateServerRequest, credential,
+    HealthCheck, HealthPolicy, Server, ServerSpec, SetServerEnabledRequest, Transport, UpdateServerRequest,
+    credential,
 };
 
 use crate::args::Global;
@@ -57,6 +58,8 @@ impl Registration {
                 name: self.name.clone(),
                 description: self.description.clone(),
                 tags: vec![TAG.to_owned()],
+                // To look at a program with sessions means to start it: how it is, calls tell.
+                health: Some(HealthPolicy { check: HealthCheck::Off.into(), ..HealthPolicy::default() }),
                 ..ServerSpec::default()
             };
             self.place(&mut spec, credential);

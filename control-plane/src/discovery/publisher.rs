@@ -291,6 +291,8 @@ impl Publisher {
                 | Kind::Rule
                 | Kind::Limit
                 | Kind::ApiKey => None,
+                // It stands in no log.
+                Kind::Checks => None,
                 Kind::Session => key.id.parse().ok().map(wire::session_resource),
                 // Another replica may have rotated the keys a moment ago.
                 Kind::Settings => {

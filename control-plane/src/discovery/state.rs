@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use prost::Message as _;
+use uuid::Uuid;
+use waffles_core::health::HealthPolicy;
 use waffles_core::snapshot::{Kind, ResourceKey};
 use waffles_core::wire;
-use waffles_proto::discovery::v1 as pb;
+use waffles_proto::{discovery::v1 as pb, registry::v1 as registry_pb};
 
 use super::Held;
 use super::rollout::{Reach, waits};
@@ -73,13 +75,33 @@ pub struct Update {
     /// Everything that does not wait for a trial is in it up to this revision.
     pub urgent: u64,
     /// Resources that are in it in the form before one that is on trial.
-    pub(super) earlier: Vec<ResourceKey>,
+    pub(crate) earlier: Vec<ResourceKey>,
     /// Everything, not only differences.
     pub full: bool,
     /// New and changed resources.
     pub resources: Vec<(ResourceKey, Bytes)>,
     /// Resources that are gone.
     pub removed: Vec<ResourceKey>,
+    /// Servers to check now.
+    pub orders: Vec<pb::CheckOrder>,
+}
+
+/// A server that is to be checked, and by whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// Which.
+    pub id: Uuid,
+    /// Groups of proxies that serve it; empty: all.
+    pub groups: Vec<String>,
+    /// How many proxies of each group look.
+    pub proxies: usize,
+}
+
+impl Checked {
+    /// Whether proxies of a group serve it.
+    pub fn is_for(&self, group: &str) -> bool {
+        self.groups.is_empty() || self.groups.iter().any(|name| name == group)
+    }
 }
 
 /// A `StreamResponse` whose resources are encoded already: the same bytes on the wire, without making them anew for each
@@ -110,6 +132,9 @@ pub struct Chunk {
     /// The authorities.
     #[prost(bytes = "vec", repeated, tag = "8")]
     pub authorities: Vec<Vec<u8>>,
+    /// Servers to check now.
+    #[prost(message, repeated, tag = "15")]
+    pub orders: Vec<pb::CheckOrder>,
 }
 
 impl State {
@@ -209,6 +234,27 @@ impl State {
         self.resources.keys().filter(|key| key.kind == kind).count()
     }
 
+    /// The servers that are to be checked.
+    pub(super) fn checked(&self) -> Vec<Checked> {
+        let checked = |resource: pb::Resource| {
+            let Some(pb::resource::Kind::Server(server)) = resource.kind else { return None };
+            let spec = server.spec?;
+            let policy = spec.health.unwrap_or_default();
+            let off = policy.check == i32::from(registry_pb::HealthCheck::Off);
+            let proxies = usize::try_from(policy.proxies).ok().filter(|count| *count > 0);
+            let proxies = proxies.unwrap_or(usize::from(HealthPolicy::default().proxies));
+            let id = server.id.parse().ok().filter(|_| server.enabled && !off)?;
+            Some(Checked { id, groups: spec.groups, proxies })
+        };
+        let servers = self.resources.iter().filter(|(key, _)| key.kind == Kind::Server);
+        servers.filter_map(|(_, stored)| stored.read()).filter_map(checked).collect()
+    }
+
+    /// Whether proxies of a group have a resource.
+    pub(super) fn concerns(&self, key: &ResourceKey, group: &str) -> bool {
+        self.resources.get(key).is_some_and(|stored| stored.concerns(group))
+    }
+
     /// What does not concern the group is not sent to it, and what concerns it no longer is sent as gone. What is on
     /// trial beyond the reach of the stream is left out, and sent in its form of before with a whole state.
     pub(super) fn offer(&self, group: &str, held: &Held, again: &[ResourceKey], reach: &Reach) -> Offer {
@@ -231,6 +277,7 @@ impl State {
             full,
             resources: Vec::new(),
             removed: Vec::new(),
+            orders: Vec::new(),
         };
         if update.full {
             let earlier =
@@ -333,6 +380,7 @@ impl Update {
                 removed.next();
             }
             done = true;
+            chunk.orders.clone_from(&self.orders);
             chunk.last = true;
             Some(chunk)
         })
@@ -467,6 +515,7 @@ mod tests {
                 full: true,
                 resources: vec![],
                 removed: vec![],
+                orders: vec![],
             };
             for i in 0..count {
                 let id = i.to_string();

@@ -22,6 +22,7 @@ use crate::authz::ProxyPeer;
 use crate::discovery::{Chunk, Discovery, Held, Offer, Place, Update};
 use crate::enrolment::{Enrolment, Unwelcome};
 use crate::error::Error;
+use crate::health::{Feed, Ward};
 use crate::limits::Limits;
 use crate::proxies::{Connected, Proxies};
 
@@ -45,13 +46,15 @@ pub(super) struct Configuration {
     discovery: Discovery,
     proxies: Proxies,
     enrolment: Enrolment,
+    health: Ward,
     drain: Drain,
 }
 
 impl Configuration {
     pub(super) fn new(parts: &Parts) -> Self {
         let (proxies, enrolment) = (parts.services.proxies.clone(), parts.services.enrolment.clone());
-        Self { discovery: parts.discovery.clone(), proxies, enrolment, drain: parts.drain.clone() }
+        let (discovery, health) = (parts.discovery.clone(), parts.services.health.clone());
+        Self { discovery, proxies, enrolment, health, drain: parts.drain.clone() }
     }
 }
 
@@ -64,16 +67,16 @@ impl Configuration {
         let peer = peer(&request)?;
         let (sender, receiver) = mpsc::channel(WAITING);
         let (discovery, proxies, drain) = (self.discovery.clone(), self.proxies.clone(), self.drain.clone());
-        let enrolment = self.enrolment.clone();
+        let (enrolment, health) = (self.enrolment.clone(), self.health.clone());
         let mut inbound = request.into_inner();
         task::spawn("discovery-stream", async move {
             let serve = async {
                 let hello = hello(&mut inbound, &peer).await?;
-                let connected = proxies.connect(&peer, &hello);
+                let (connected, checks) = (proxies.connect(&peer, &hello), health.connect(&peer, &hello));
                 let (peer, enrolment) = (peer.clone(), enrolment.clone());
                 let place = discovery.join(peer.group());
                 let stream =
-                    Stream { peer, inbound, sender: sender.clone(), discovery, place, enrolment, connected };
+                    Stream { peer, inbound, sender: sender.clone(), discovery, place, enrolment, connected, checks };
                 stream.run(hello).await
             };
             tokio::select! {
@@ -126,6 +129,7 @@ struct Stream {
     place: Place,
     enrolment: Enrolment,
     connected: Connected,
+    checks: Feed,
 }
 
 impl Stream {
@@ -170,12 +174,20 @@ impl Stream {
                         told = true;
                     }
                 }
-                Offer::Nothing | Offer::NotReady => {}
+                Offer::Nothing => {
+                    if let Some(update) = self.checks.due(&held) {
+                        count += 1;
+                        self.deliver(&update, &format!("{}-{count}", update.revision)).await?;
+                        continue;
+                    }
+                }
+                Offer::NotReady => {}
             }
             tokio::select! {
                 changed = published.changed() => if changed.is_err() {
                     return Err(Status::unavailable("the control plane is ending"));
                 },
+                () = self.checks.changed() => {}
                 () = tokio::time::sleep(AHEAD_TIME), if ahead_since.is_some() && !told => {}
                 // The proxy that tries changes first takes too long.
                 () = at(look_again) => {}
@@ -238,6 +250,7 @@ pub(super) struct Uploads {
     proxies: Proxies,
     limits: Limits,
     enrolment: Enrolment,
+    health: Ward,
     drain: Drain,
 }
 
@@ -245,8 +258,9 @@ impl Uploads {
     pub(super) fn new(parts: &Parts) -> Self {
         let services = &parts.services;
         let (audit, proxies) = (services.audit.clone(), services.proxies.clone());
-        let limits = services.limits.clone();
-        Self { audit, proxies, limits, enrolment: services.enrolment.clone(), drain: parts.drain.clone() }
+        let (enrolment, health, limits) =
+            (services.enrolment.clone(), services.health.clone(), services.limits.clone());
+        Self { audit, proxies, enrolment, health, limits, drain: parts.drain.clone() }
     }
 }
 
@@ -261,10 +275,12 @@ impl AuditIngestService for Uploads {
         let peer = peer(&request)?;
         let (sender, receiver) = mpsc::channel(WAITING);
         let (audit, proxies, drain) = (self.audit.clone(), self.proxies.clone(), self.drain.clone());
-        let (enrolment, limits) = (self.enrolment.clone(), self.limits.clone());
+        let (enrolment, health) = (self.enrolment.clone(), self.health.clone());
+        let limits = self.limits.clone();
         let mut inbound = request.into_inner();
         task::spawn("audit-upload", async move {
-            let upload = Upload { peer: peer.clone(), audit, proxies, limits, sender: sender.clone() };
+            let upload =
+                Upload { peer: peer.clone(), audit, proxies, health, limits, sender: sender.clone() };
             // A batch under way is finished before the stream ends: its receipt spares a second upload.
             let ended = tokio::select! {
                 () = sender.closed() => return,
@@ -285,6 +301,7 @@ struct Upload {
     audit: Audit,
     proxies: Proxies,
     limits: Limits,
+    health: Ward,
     sender: mpsc::Sender<Result<audit_pb::UploadResponse, Status>>,
 }
 
@@ -321,6 +338,9 @@ impl Upload {
                 Some(Message::Health(health)) => {
                     self.proxies.health(&self.peer, &health);
                     self.limits.hear(&self.peer, &health.limits).await;
+                    if let Some(report) = &health.health {
+                        self.health.hear(&self.peer, report);
+                    }
                 }
                 Some(Message::Hello(_)) => return Err(Status::invalid_argument("a second hello")),
                 // A message of a later version.

@@ -9,7 +9,7 @@ use waffles_proto::registry::v1::registry_service_server::RegistryService;
 use super::actor;
 use crate::error::Error;
 use crate::page::Page;
-use crate::registry::{Registry, Seen, ServerFilter};
+use crate::registry::{Registry, Seen, ServerFilter, Summary};
 
 pub(super) struct Servers {
     registry: Registry,
@@ -51,19 +51,23 @@ impl RegistryService for Servers {
             .list(&ctx, &filter, &Page { size: page_size, cursor })
             .await
             .map_err(|error| error.into_status(ctx.request_id()))?;
-        let servers = page.items.iter().map(shown).collect();
+        let with = |(server, summary): &(Server, Summary)| pb::Server {
+            health: Some(shown_summary(summary)),
+            ..shown(server)
+        };
+        let servers = page.items.iter().map(with).collect();
         Ok(Response::new(pb::ListServersResponse { servers, next_cursor: page.next }))
     }
 
     async fn get_server(&self, request: Request<pb::GetServerRequest>) -> Answer<pb::GetServerResponse> {
         let ctx = actor(&request)?;
-        let (server, seen) = self
+        let (server, seen, summary) = self
             .registry
             .get(&ctx, &request.into_inner().name)
             .await
             .map_err(|error| error.into_status(ctx.request_id()))?;
         let seen = seen.into_iter().map(shown_era).collect();
-        let server = pb::Server { seen, ..shown(&server) };
+        let server = pb::Server { seen, health: Some(shown_summary(&summary)), ..shown(&server) };
         Ok(Response::new(pb::GetServerResponse { server: Some(server) }))
     }
 
@@ -115,6 +119,15 @@ fn spec(message: Option<pb::ServerSpec>) -> Result<(Spec, Option<Credential>), E
 
 fn shown(server: &Server) -> pb::Server {
     wire::server_to_proto(server, false)
+}
+
+/// How a server is, in short.
+pub(super) fn shown_summary(summary: &Summary) -> pb::HealthSummary {
+    pb::HealthSummary {
+        state: wire::state_to_proto(summary.state).into(),
+        reason: summary.reason.clone(),
+        since: summary.since.map(wire::timestamp),
+    }
 }
 
 fn shown_era(seen: Seen) -> pb::SeenEra {

@@ -45,7 +45,9 @@ impl Problem {
             Kind::Edge { status, .. } => *status,
             Kind::Service(error) => match error {
                 Error::NotFound(_) => StatusCode::NOT_FOUND,
-                Error::Conflict(_) | Error::Full { .. } | Error::Stale { .. } => StatusCode::CONFLICT,
+                Error::Conflict(_) | Error::NotNow(_) | Error::Full { .. } | Error::Stale { .. } => {
+                    StatusCode::CONFLICT
+                }
                 Error::Invalid(_) => StatusCode::BAD_REQUEST,
                 Error::Unauthenticated => StatusCode::UNAUTHORIZED,
                 Error::Denied => StatusCode::FORBIDDEN,

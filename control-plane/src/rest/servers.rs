@@ -19,9 +19,10 @@ use waffles_core::FieldError;
 use waffles_core::server::{self as core, Spec, ToolFilter};
 
 use super::extract::{Actor, Body, Name, Params, based_on, tagged};
+use super::health::{HealthPolicy, HealthSummary};
 use super::{Door, Problem};
 use crate::error::Error;
-use crate::registry::{Seen, ServerFilter};
+use crate::registry::{Seen, ServerFilter, Summary};
 use resilience::Resilience;
 
 const PAGE_MOST: u32 = 500;
@@ -259,6 +260,8 @@ pub(super) struct NewServer {
     /// Groups of proxies that serve it; empty: all.
     #[serde(default)]
     groups: Vec<String>,
+    #[serde(default)]
+    health: HealthPolicy,
     /// Whether calls may reach it at once.
     #[serde(default = "yes")]
     enabled: bool,
@@ -310,6 +313,8 @@ pub(super) struct ServerUpdate {
     /// Groups of proxies that serve it; empty: all.
     #[serde(default)]
     groups: Vec<String>,
+    #[serde(default)]
+    health: HealthPolicy,
 }
 
 /// A registered MCP server.
@@ -333,6 +338,8 @@ pub(super) struct Server {
     redact: Vec<String>,
     /// Groups of proxies that serve it; empty: all.
     groups: Vec<String>,
+    /// How its health is found out.
+    health: HealthPolicy,
     /// Whether calls may reach it.
     enabled: bool,
     /// Grows by one with each change; also the `ETag`.
@@ -342,6 +349,9 @@ pub(super) struct Server {
     /// What proxies found it to speak; only where one server is shown.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     seen: Vec<SeenEra>,
+    /// How it is; only where servers are listed or shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<HealthSummary>,
 }
 
 /// What a proxy found a server to speak.
@@ -410,11 +420,13 @@ impl From<core::Server> for Server {
             },
             redact: spec.redact,
             groups: spec.groups,
+            health: spec.health.into(),
             enabled: server.enabled,
             version: server.version,
             created_at: server.created_at,
             updated_at: server.updated_at,
             seen: Vec::new(),
+            status: None,
         }
     }
 }
@@ -457,6 +469,7 @@ impl NewServer {
             capture: self.capture,
             redact: self.redact,
             groups: self.groups,
+            health: self.health,
         };
         update.into_spec(self.name)
     }
@@ -504,6 +517,7 @@ impl ServerUpdate {
             },
             redact: self.redact,
             groups: self.groups,
+            health: self.health.into(),
         };
         let credential = self.credential.map(core::Credential::from);
         if problems.is_empty() {
@@ -524,7 +538,9 @@ fn in_our_words(error: Error) -> Error {
         let in_resilience = ["queue_wait", ".window", ".open", ".open_most", ".retry_after_most", ".backoff"];
         let is_time = field.starts_with("timeouts.")
             || field.starts_with("resilience.") && in_resilience.iter().any(|leaf| field.ends_with(leaf));
-        if is_time && !field.ends_with("_ms") {
+        if let Some(ours) = super::health::in_our_words(field) {
+            problem.field = ours.to_owned();
+        } else if is_time && !field.ends_with("_ms") {
             problem.field = format!("{field}_ms");
         } else if let Some(rest) = field.strip_prefix("credential.") {
             let leaf = rest.rsplit('.').next().unwrap_or(rest);
@@ -573,7 +589,11 @@ pub(super) async fn list(
     let page = params.page(PAGE_MOST);
     params.done()?;
     let paged = door.services.registry.list(&ctx, &filter, &page).await?;
-    let servers = paged.items.into_iter().map(Server::from).collect();
+    let with = |(server, summary): (core::Server, Summary)| Server {
+        status: Some(summary.into()),
+        ..Server::from(server)
+    };
+    let servers = paged.items.into_iter().map(with).collect();
     Ok(Json(ServerPage { servers, next_cursor: paged.next }))
 }
 
@@ -610,9 +630,13 @@ pub(super) async fn get(
     Actor(ctx): Actor,
     Name(name): Name,
 ) -> Result<Response, Problem> {
-    let (server, seen) = door.services.registry.get(&ctx, &name).await?;
+    let (server, seen, summary) = door.services.registry.get(&ctx, &name).await?;
     let version = server.version;
-    let shown = Server { seen: seen.into_iter().map(SeenEra::from).collect(), ..Server::from(server) };
+    let shown = Server {
+        seen: seen.into_iter().map(SeenEra::from).collect(),
+        status: Some(summary.into()),
+        ..Server::from(server)
+    };
     Ok(tagged(Json(shown).into_response(), version))
 }
 

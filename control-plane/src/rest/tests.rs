@@ -78,6 +78,7 @@ impl World {
             audit: Audit::new(db.clone(), identity.usage().clone(), secrets.audit.clone()),
             enrolment: Enrolment::new(db.clone(), &secrets, channel),
             proxies: Proxies::new(db.clone(), discovery.clone()),
+            health: crate::health::Ward::new(db.clone(), discovery.clone()),
             tenants: Tenants::new(db.clone(), identity.clone(), discovery.clone()),
             keys: crate::secrets::keys::Keys::new(&db, secrets.clone(), discovery.clone()),
             identity,

@@ -75,6 +75,8 @@ pub struct HealthDoc {
     pub uptime_seconds: u64,
     /// Exchanges since it started.
     pub exchanges: u64,
+    /// It checks servers.
+    pub checks: bool,
 }
 
 /// Stores how proxies are. A replica that heard of a proxy later wins over one that writes later.

@@ -12,6 +12,7 @@ use sqlx::QueryBuilder;
 use sqlx::types::Json;
 use url::Url;
 use uuid::Uuid;
+use waffles_core::health::{Check, HealthPolicy};
 use waffles_core::seal::SealRing;
 use waffles_core::server::{
     AuditMode, Capture, Credential, Endpoint, Marks, Server, Spec, Timeouts, ToolFilter, ToolMark, Transport,
@@ -418,6 +419,58 @@ struct SpecDoc {
     groups: Vec<String>,
     #[serde(default)]
     resilience: ResilienceDoc,
+    #[serde(default)]
+    health: HealthDoc,
+}
+
+/// The stored form of a health policy. What is absent has its default.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(default)]
+struct HealthDoc {
+    check: String,
+    interval_us: u64,
+    timeout_us: u64,
+    jitter: u8,
+    fall: u8,
+    rise: u8,
+    proxies: u8,
+}
+
+impl Default for HealthDoc {
+    fn default() -> Self {
+        Self::from(&HealthPolicy::default())
+    }
+}
+
+impl From<&HealthPolicy> for HealthDoc {
+    fn from(policy: &HealthPolicy) -> Self {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        Self {
+            check: policy.check.as_str().to_owned(),
+            interval_us: micros(policy.interval),
+            timeout_us: micros(policy.timeout),
+            jitter: policy.jitter,
+            fall: policy.fall,
+            rise: policy.rise,
+            proxies: policy.proxies,
+        }
+    }
+}
+
+impl HealthDoc {
+    fn into_policy(self) -> Result<HealthPolicy, String> {
+        let check = Check::parse(&self.check);
+        Ok(HealthPolicy {
+            check: check
+                .ok_or_else(|| format!("health.check: {:?} is not known to this version", self.check))?,
+            interval: Duration::from_micros(self.interval_us),
+            timeout: Duration::from_micros(self.timeout_us),
+            jitter: self.jitter,
+            fall: self.fall,
+            rise: self.rise,
+            proxies: self.proxies,
+        })
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -499,6 +552,7 @@ impl From<&Spec> for SpecDoc {
             redact: spec.redact.clone(),
             groups: spec.groups.clone(),
             resilience: ResilienceDoc::from(&spec.resilience),
+            health: HealthDoc::from(&spec.health),
         }
     }
 }
@@ -545,6 +599,7 @@ impl SpecDoc {
             redact: self.redact,
             groups: self.groups,
             resilience: self.resilience.into(),
+            health: self.health.into_policy()?,
         })
     }
 }

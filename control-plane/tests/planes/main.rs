@@ -16,6 +16,7 @@ mod crossing;
 mod discovery;
 mod doors;
 mod enrolled;
+mod health;
 mod namespaces;
 mod outage;
 mod people;

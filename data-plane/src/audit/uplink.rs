@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -89,11 +89,12 @@ pub fn spawn(
     config: Config,
     trail: &Trail,
     health: impl Fn() -> pb::Health + Send + Sync + 'static,
+    news: Arc<Notify>,
     drain: Drain,
 ) -> Uplink {
     let status = Arc::new(Status::default());
-    let sender =
-        Sender { config, spool: Arc::clone(trail.spool()), health, status: Arc::clone(&status), drain };
+    let spool = Arc::clone(trail.spool());
+    let sender = Sender { config, spool, health, news, status: Arc::clone(&status), drain };
     Uplink { task: task::spawn("audit-uplink", sender.run()), status }
 }
 
@@ -101,6 +102,8 @@ struct Sender<H> {
     config: Config,
     spool: Arc<Spool>,
     health: H,
+    /// There is something to say of the proxy's health before its time.
+    news: Arc<Notify>,
     status: Arc<Status>,
     drain: Drain,
 }
@@ -215,6 +218,7 @@ impl<'a, H: Fn() -> pb::Health + Send + Sync> Stream<'a, H> {
                 () = tokio::time::sleep_until(self.waiting_since + RECEIPT_TIME), if !self.flights.is_empty() => {
                     return Err(LinkError::Timeout("the receipt for a batch"));
                 }
+                () = self.sender.news.notified() => health.reset_immediately(),
                 // Under pressure records go first.
                 _ = health.tick(), if self.requests.capacity() > 1 => {
                     let health = (self.sender.health)();

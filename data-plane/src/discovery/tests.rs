@@ -94,6 +94,7 @@ fn update(revision: u64, full: bool, resources: Vec<pb::Resource>) -> pb::Stream
         removed: vec![],
         last: true,
         authorities: vec![],
+        orders: vec![],
     }
 }
 
@@ -125,6 +126,10 @@ impl Proxy {
             name: "proxy-1".into(),
             line: Arc::default(),
             version: "0.1".into(),
+            monitor: Arc::new(Monitor::new(
+                Arc::clone(&current),
+                crate::metrics::Metrics::new(&waffles_runtime::telemetry::Metrics::new()),
+            )),
         };
         let status = spawn(config, Arc::clone(&current), disk, gates.gate("snapshot"), drain);
         Self { dir, current, gates, status, trigger }

@@ -418,7 +418,12 @@ impl Drop for Hold {
 }
 
 /// Opens a session: over Streamable HTTP where the server is not known not to speak it, else over HTTP+SSE.
-async fn open(upstream: &Upstream, eras: &Eras, permit: &Permit, client: &Client) -> Result<Back, Reject> {
+pub async fn open(
+    upstream: &Upstream,
+    eras: &Eras,
+    permit: &Permit,
+    client: &Client,
+) -> Result<Back, Reject> {
     let server = &permit.entry().server;
     let seen = eras.seen(server);
     if !seen.sessions.is_no() {

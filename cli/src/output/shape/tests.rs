@@ -49,6 +49,11 @@ fn server() -> Server {
                 max_concurrent: Some(64),
                 ..registry_pb::Resilience::default()
             }),
+            health: Some(registry_pb::HealthPolicy {
+                check: registry_pb::HealthCheck::Tools.into(),
+                fall: 5,
+                ..registry_pb::HealthPolicy::default()
+            }),
         }),
         enabled: true,
         version: 7,
@@ -62,6 +67,11 @@ fn server() -> Server {
             revision: "2024-11-05".into(),
             found_at: at(30),
         }],
+        health: Some(registry_pb::HealthSummary {
+            state: registry_pb::HealthState::Degraded.into(),
+            reason: "credential".into(),
+            since: at(45),
+        }),
     }
     .into()
 }

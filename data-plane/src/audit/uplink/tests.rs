@@ -114,7 +114,8 @@ impl Proxy {
         let (trigger, drain) = drain::channel(Duration::from_secs(1));
         let link = Link::plain(addr, dir.path());
         let health = || pb::Health { revision: 4, ..pb::Health::default() };
-        let uplink = spawn(Config { link, proxy_id: Uuid::from_u128(1) }, &trail, health, drain);
+        let uplink =
+            spawn(Config { link, proxy_id: Uuid::from_u128(1) }, &trail, health, Arc::default(), drain);
         Self { dir, trail, uplink, trigger }
     }
 
