@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode, header};
 use tokio::time::Instant;
 
+use super::breaker::Why;
 use super::gate::Place;
 use super::pick::Picked;
 use super::pool::Prepared;
@@ -87,7 +88,10 @@ impl Ticket {
             state.latency.note(now.duration_since(self.began), now);
         }
         match std::mem::take(&mut self.trial) {
-            true => state.breaker.fell(&standing.rules.breaker, now, fault, standing.dice.roll()),
+            true => {
+                state.breaker.fell(&standing.rules.breaker, now, fault, standing.dice.roll());
+                standing.metrics.left_alone(standing.name(), Why::FailedTrial.as_str());
+            }
             false => standing.failed(self.endpoint, fault, now),
         }
     }
@@ -115,7 +119,7 @@ fn standing_rest(prepared: &Prepared, endpoint: u16, now: Instant, wanted: Durat
     let standing = &prepared.standing;
     if let Some(state) = standing.endpoint(endpoint) {
         state.breaker.rest(now, wanted);
-        standing.metrics.left_alone(standing.name(), super::breaker::Why::AskedToWait.as_str());
+        standing.metrics.left_alone(standing.name(), Why::AskedToWait.as_str());
     }
 }
 
