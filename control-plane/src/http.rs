@@ -33,6 +33,12 @@ const MOST_HEADERS: usize = 100;
 /// A peer that is gone without a word is noticed within two of these.
 const PING: Duration = Duration::from_secs(20);
 const MOST_STREAMS: u32 = 256;
+/// Requests that a peer takes back before they are looked at, and streams that we reset for its mistakes: more end the
+/// connection.
+const MOST_PENDING_RESETS: usize = 20;
+const MOST_LOCAL_RESETS: usize = 100;
+/// Bytes of one answer that wait for its reader.
+const MOST_UNSENT: usize = 256 * 1024;
 
 /// What differs between the doors.
 #[derive(Debug, Clone, Copy)]
@@ -194,6 +200,9 @@ async fn connection(
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)
         .max_concurrent_streams(MOST_STREAMS)
+        .max_pending_accept_reset_streams(MOST_PENDING_RESETS)
+        .max_local_error_reset_streams(MOST_LOCAL_RESETS)
+        .max_send_buf_size(MOST_UNSENT)
         .max_header_list_size(u32::try_from(MOST_HEAD_BYTES).unwrap_or(u32::MAX));
     let serve = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serve);
