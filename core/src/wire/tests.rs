@@ -212,3 +212,43 @@ fn the_wrong_fields_of_a_specification_are_all_named() {
     let fields: Vec<_> = spec_from_proto(message).unwrap_err().into_iter().map(|p| p.field).collect();
     assert_eq!(fields, ["endpoints[0].url", "transport", "name"]);
 }
+
+/// What the next version says, as this one reads it: fields and kinds that do not exist yet, behind those that do.
+fn from_the_next_version<M: prost::Message + Default>(message: &M) -> M {
+    let mut bytes = message.encode_to_vec();
+    // Field 500: a number; field 501: a message with a text.
+    bytes.extend([0xa0, 0x1f, 0x07, 0xaa, 0x1f, 0x05, 0x0a, 0x03, b'n', b'e', b'w']);
+    M::decode(bytes.as_slice()).unwrap()
+}
+
+#[test]
+fn what_a_newer_version_adds_is_read_over() {
+    let mut update = full();
+    update.resources = update.resources.iter().map(from_the_next_version).collect();
+    let (snapshot, refused) = Snapshot::default().with_update(update);
+    assert_eq!(refused, []);
+    assert_eq!(snapshot.counts(), Snapshot::default().with_update(full()).0.counts());
+}
+
+#[test]
+fn a_kind_of_a_newer_version_is_refused_by_name_and_hurts_nothing_else() {
+    let unknown = from_the_next_version(&pb::Resource { id: "later".into(), kind: None });
+    let mut update = full();
+    update.resources.insert(0, unknown.clone());
+    let (snapshot, refused) = Snapshot::default().with_update(update);
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert!(refused[0].reason.contains("later: unknown kind"), "{refused:?}");
+    assert_eq!(snapshot.counts(), Snapshot::default().with_update(full()).0.counts());
+    assert!(snapshot.is_usable());
+    // Nor does its removal, or another revision with it.
+    let next = Update {
+        lineage: "l".into(),
+        revision: 6,
+        full: false,
+        resources: vec![unknown],
+        removed: vec![from_the_next_version(&pb::ResourceRef { kind: 9999, id: "later".into() })],
+    };
+    let (after, refused) = snapshot.with_update(next);
+    assert_eq!((after.revision, refused.len()), (6, 1));
+    assert_eq!(after.counts(), snapshot.counts());
+}
