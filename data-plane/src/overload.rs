@@ -7,6 +7,7 @@ pub mod buffers;
 pub mod caps;
 pub mod delay;
 pub mod memory;
+pub mod pace;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
@@ -24,6 +25,7 @@ pub use self::buffers::{Buffers, Hold};
 pub use self::caps::{Caps, Guest};
 use self::delay::Lag;
 pub use self::memory::{Memory, Stage};
+pub use self::pace::Pace;
 use crate::metrics::Metrics;
 use crate::reject::Reject;
 

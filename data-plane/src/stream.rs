@@ -24,7 +24,7 @@ use waffles_runtime::drain::Drain;
 use crate::flow::Flow;
 use crate::hub::Listening;
 use crate::listing;
-use crate::overload::Hold;
+use crate::overload::{Hold, Pace};
 use crate::permit::Permit;
 use crate::record::{End, Record};
 use crate::reject::{Reject, UpstreamFault};
@@ -150,6 +150,9 @@ pub struct Relay {
     asked: bool,
     /// The server gives event ids: a client can come back for the rest.
     resumable: bool,
+    pace: Pace,
+    /// An event that comes too early waits until then.
+    early: Option<Instant>,
 }
 
 impl Relay {
@@ -168,6 +171,8 @@ impl Relay {
             said: now,
             asked: false,
             resumable: false,
+            pace: Pace::new(now),
+            early: None,
         };
         let next = relay.next_wake();
         relay.timer.as_mut().reset(next);
@@ -180,12 +185,33 @@ impl Relay {
                 self.said = Instant::now();
                 return Poll::Ready(Some(bytes));
             }
+            match self.early {
+                _ if self.lease.is_none() => return Poll::Ready(None),
+                Some(until) if Instant::now() < until => {
+                    if self.timer.as_mut().poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    self.wake_up();
+                    continue;
+                }
+                Some(_) => {
+                    self.early = None;
+                    let next = self.next_wake();
+                    self.timer.as_mut().reset(next);
+                }
+                None => {}
+            }
             let Some(lease) = &mut self.lease else { return Poll::Ready(None) };
             match self.decoder.next() {
                 Ok(Some(Item::Comment)) => continue,
                 Ok(Some(Item::Event(event))) => {
                     self.terms.hold.shrink_to(0);
                     self.take(event);
+                    // What was taken is passed on; the next one waits.
+                    self.early = self.pace.take(Instant::now);
+                    if let Some(until) = self.early {
+                        self.timer.as_mut().reset(until);
+                    }
                     continue;
                 }
                 Ok(None) => {}
@@ -216,12 +242,16 @@ impl Relay {
                     if self.timer.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }
-                    self.look();
-                    let next = self.next_wake();
-                    self.timer.as_mut().reset(next);
+                    self.wake_up();
                 }
             }
         }
+    }
+
+    fn wake_up(&mut self) {
+        self.look();
+        let next = self.next_wake();
+        self.timer.as_mut().reset(self.early.map_or(next, |until| until.min(next)));
     }
 
     /// One event of the server: passed on, dropped, or the end.

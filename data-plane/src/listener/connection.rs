@@ -224,10 +224,9 @@ impl Connection {
                 return self.close("memory");
             }
         }
-        if stage >= Stage::Scarce && is_idle && since(self.last.load(Relaxed)) >= IDLE_IN_NEED {
-            if self.end(Fate::Graceful) {
-                self.metrics.overload.closed("idle");
-            }
+        let idles = is_idle && since(self.last.load(Relaxed)) >= IDLE_IN_NEED;
+        if stage >= Stage::Scarce && idles && self.end(Fate::Graceful) {
+            self.metrics.overload.closed("idle");
         }
     }
 

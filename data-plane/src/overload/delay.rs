@@ -1,4 +1,4 @@
-//! How late a thread is, and what part of the work it must turn away to catch up. As in CoDel (RFC 8289) a burst is let be and
+//! How late a thread is, and what part of the work it must turn away to catch up. As in `CoDel` (RFC 8289) a burst is let be and
 //! a standing queue is not; as in PIE (RFC 8033) the part follows how late it is and whether that grows.
 
 use std::time::Duration;

@@ -7,13 +7,13 @@ use bytes::{Bytes, BytesMut};
 use http::{StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use waffles_mcp::sse::{Decoder, Item};
 use waffles_mcp::{Kind, Limits, Message};
 
 use super::http::{Lease, collect};
 use super::{Answer, is_type};
-use crate::overload::Hold;
+use crate::overload::{Hold, Pace};
 use crate::reject::{Reject, UpstreamFault};
 use crate::stream::MAX_ANSWER;
 
@@ -25,8 +25,8 @@ const REFUSAL_TIME: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Inbox {
     source: Source,
-    /// What is held of a message that has not come whole.
-    hold: Option<Hold>,
+    /// None where somebody else reads.
+    bounds: Option<Box<Bounds>>,
     /// Bytes that have come.
     came: usize,
     /// A listening stream has no bound on all of its bytes together.
@@ -68,6 +68,17 @@ pub enum Heard {
     },
 }
 
+/// What keeps an answer within its bounds.
+#[derive(Debug)]
+struct Bounds {
+    /// What is held of a message that has not come whole.
+    hold: Hold,
+    /// How fast a stream may say things.
+    pace: Pace,
+    /// The next message waits until then.
+    early: Option<Instant>,
+}
+
 impl Heard {
     /// Reads the head of an answer, and the body of a refusal.
     pub async fn read(answer: Answer) -> Result<Self, Reject> {
@@ -88,7 +99,8 @@ impl Heard {
         if answer.headers.contains_key(header::CONTENT_ENCODING) {
             return Err(Reject::upstream(UpstreamFault::BadAnswer, true));
         }
-        let hold = answer.body.hold();
+        let bounds = Bounds { hold: answer.body.hold(), pace: Pace::new(Instant::now()), early: None };
+        let bounds = Box::new(bounds);
         let source = if is_type(&answer.headers, "text/event-stream") {
             Source::Stream { lease: Box::new(answer.body), decoder: Box::default() }
         } else if is_type(&answer.headers, "application/json") {
@@ -101,7 +113,7 @@ impl Heard {
         };
         Ok(Self::Inbox(Inbox {
             source,
-            hold: Some(hold),
+            bounds: Some(bounds),
             came: 0,
             endless: false,
             resume: Resume::default(),
@@ -113,7 +125,7 @@ impl Inbox {
     /// The messages that the reader of a shared stream sorts out for one request.
     pub(super) fn shared(receiver: mpsc::Receiver<Message>) -> Self {
         let source = Source::Shared(receiver);
-        Self { source, hold: None, came: 0, endless: true, resume: Resume::default() }
+        Self { source, bounds: None, came: 0, endless: true, resume: Resume::default() }
     }
 
     /// For a stream that stays open: it may say any amount in the course of time.
@@ -135,11 +147,18 @@ impl Inbox {
                 Source::Ended => return Ok(None),
                 Source::Shared(receiver) => return Ok(receiver.recv().await),
                 Source::Stream { lease, decoder } => {
+                    if let Some(bounds) = &mut self.bounds
+                        && let Some(until) = bounds.early
+                    {
+                        sleep_until(until).await;
+                        bounds.early = None;
+                    }
                     match decoder.next() {
                         Ok(Some(Item::Comment)) => continue,
                         Ok(Some(Item::Event(event))) => {
-                            if let Some(hold) = &mut self.hold {
-                                hold.shrink_to(0);
+                            if let Some(bounds) = &mut self.bounds {
+                                bounds.hold.shrink_to(0);
+                                bounds.early = bounds.pace.take(Instant::now);
                             }
                             if event.id.is_some() {
                                 self.resume.event_id = event.id.clone().filter(|id| !id.is_empty());
@@ -179,8 +198,8 @@ impl Inbox {
                     },
                     None => {
                         let mut whole: Bytes = std::mem::take(read).freeze();
-                        if let Some(hold) = self.hold.take() {
-                            whole = hold.keep(whole);
+                        if let Some(bounds) = self.bounds.take() {
+                            whole = bounds.hold.keep(whole);
                         }
                         self.source = Source::Ended;
                         return match Message::parse(whole, &Limits::RESPONSE) {
@@ -191,7 +210,7 @@ impl Inbox {
                 },
             };
             self.came = self.came.saturating_add(data);
-            if self.hold.as_mut().is_some_and(|hold| !hold.grow(data)) {
+            if self.bounds.as_mut().is_some_and(|bounds| !bounds.hold.grow(data)) {
                 return self.end(Err(UpstreamFault::NoRoom));
             }
             if self.came > MAX_ANSWER && !self.endless {
