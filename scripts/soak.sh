@@ -13,6 +13,7 @@ EVENTS=${EVENTS:-1000000}      # audited calls that a draft is tried on
 
 target=${CARGO_TARGET_DIR:-target}
 export WAFFLES_TEST_LIMIT_WINDOWS=$WINDOWS
+LISTENERS=${LISTENERS:-10000}  # idle listeners
 export WAFFLES_TEST_PAIRS=$PAIRS WAFFLES_TEST_SEQUENCES=$SEQUENCES WAFFLES_TEST_CALLS=$CALLS
 
 soak() {
@@ -30,3 +31,8 @@ step "programs as they are shipped" \
   cargo build --release -p waffles-control-plane -p waffles-data-plane -p waffles-tests --bins
 step "a draft on $EVENTS audited calls" "$target/release/waffles-bench" what-if --calls "$EVENTS"
 step "a policy of 1000 rules" "$target/release/waffles-bench" rules
+step "$LISTENERS idle listeners" "$target/release/waffles-bench" listeners --count "$LISTENERS" --seconds 60
+for era in stateless sessions; do
+  step "overload, $era" "$target/release/waffles-bench" overload --era "$era"
+done
+step "overload by clients that do not wait" "$target/release/waffles-bench" overload --rude

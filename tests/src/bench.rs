@@ -4,6 +4,7 @@
 mod federation;
 mod listeners;
 mod load;
+mod overload;
 mod passthrough;
 mod report;
 mod rules;
@@ -72,6 +73,8 @@ enum Part {
     Load(load::Load),
     /// Measures what idle listeners cost.
     Listeners(listeners::Listeners),
+    /// Measures what a proxy serves when it is asked for more than it can.
+    Overload(overload::Overload),
     /// Measures lists of many servers at one door.
     Federation(federation::Federation),
     /// Measures what it takes to try a draft of the policy on audited calls.
@@ -143,6 +146,7 @@ impl Bench {
             Some(Part::Passthrough { upstream }) => runtime.block_on(passthrough::serve(*upstream)),
             Some(Part::Load(load)) => runtime.block_on(load.run()),
             Some(Part::Listeners(listeners)) => runtime.block_on(listeners.run()),
+            Some(Part::Overload(overload)) => runtime.block_on(overload.run()),
             Some(Part::Federation(federation)) => runtime.block_on(federation.run()),
             Some(Part::WhatIf(what_if)) => runtime.block_on(what_if.run()),
             Some(Part::Rules(rules)) => runtime.block_on(rules.run(&self)),
@@ -335,7 +339,7 @@ fn pin_self(core: usize) -> anyhow::Result<()> {
 }
 
 /// Processor time of a process, user and system, in microseconds.
-fn cpu_micros(pid: u32) -> Option<u64> {
+pub fn cpu_micros(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the program's name in brackets and may hold anything, so count behind it.
     let (_, fields) = stat.rsplit_once(')')?;
@@ -346,7 +350,7 @@ fn cpu_micros(pid: u32) -> Option<u64> {
     Some((user + system) * 10_000)
 }
 
-fn resident_bytes(pid: u32) -> Option<u64> {
+pub fn resident_bytes(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kibibytes: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;

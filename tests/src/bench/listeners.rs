@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::mcp_client::Stream;
-use crate::{Era, McpServer, Seeded};
+use crate::{Era, Figure, McpServer, Seeded};
 
 /// How many are opened at the same time.
 const TOGETHER: usize = 32;
@@ -55,6 +55,47 @@ impl Listeners {
         }
         let heard = started.elapsed();
         let each = (after.saturating_sub(before)) as f64 / self.count as f64;
+        let megabytes = after as f64 * 1024.0 / 1e6;
+        let busy = idle as f64 / 1e4 / self.seconds.max(1) as f64;
+        let extent = format!("{} of 10000 streams", self.count);
+        let figure = |what: &str, goal: String, measured: String, met: bool| Figure {
+            promise: "P13".into(),
+            what: what.into(),
+            goal,
+            measured,
+            extent: extent.clone(),
+            met,
+        };
+        let most = 320.0 * self.count as f64 / 10_000.0;
+        for figure in [
+            figure("memory of an idle stream", "≤ 32 KiB".into(), format!("{each:.1} KiB"), each <= 32.0),
+            figure(
+                "memory of the proxy with them",
+                format!("≤ {most:.0} MB"),
+                format!("{megabytes:.0} MB"),
+                megabytes <= most,
+            ),
+            figure(
+                "processor time while idle",
+                "≤ 3 % of a core".into(),
+                format!("{busy:.2} %"),
+                busy <= 3.0,
+            ),
+            figure(
+                "one change reaches all",
+                "≤ 2 s".into(),
+                format!("{:.2} s", heard.as_secs_f64()),
+                heard <= Duration::from_secs(2),
+            ),
+            figure(
+                "subscriptions at the server",
+                "≤ 100".into(),
+                subscriptions.to_string(),
+                subscriptions <= 100,
+            ),
+        ] {
+            figure.note();
+        }
         println!(
             "{} listeners opened in {took:.1?}; {before} KiB before, {after} KiB with them: {each:.1} KiB each; \
              {subscriptions} subscription at the server; {} ms of CPU in {} s of idleness; \

@@ -37,22 +37,22 @@ const MOST_WAITING: usize = 100_000;
 #[derive(Debug, Args)]
 pub(super) struct Load {
     #[arg(long)]
-    url: String,
+    pub(super) url: String,
     /// Sent as `Authorization: Bearer`.
     #[arg(long, env = "WAFFLES_BENCH_BEARER", hide_env_values = true)]
-    bearer: Option<String>,
+    pub(super) bearer: Option<String>,
     #[arg(long, value_parser = parse_era)]
-    era: Era,
+    pub(super) era: Era,
     #[arg(long)]
-    connections: usize,
+    pub(super) connections: usize,
     #[arg(long)]
-    seconds: f64,
+    pub(super) seconds: f64,
     /// Questions a second; without it, as fast as answers come.
     #[arg(long)]
-    rate: Option<f64>,
+    pub(super) rate: Option<f64>,
     /// The process whose CPU and memory are measured meanwhile.
     #[arg(long)]
-    watch: u32,
+    pub(super) watch: u32,
 }
 
 /// What was found. Latencies are in microseconds.
@@ -69,6 +69,14 @@ pub struct Measured {
     pub cpu_micros_per_call: f64,
     /// Of the watched process, the most seen.
     pub resident_bytes: u64,
+}
+
+/// What came of a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    Answered,
+    /// There was no room; ask again after this time.
+    TurnedAway(Duration),
 }
 
 /// What the connections share.
@@ -211,7 +219,7 @@ fn timer() -> anyhow::Result<AsyncFd<std::os::fd::OwnedFd>> {
 }
 
 /// One kept-alive connection. HTTP is written by hand, because the load must cost less than what it measures.
-struct Connection {
+pub(super) struct Connection {
     socket: TcpStream,
     /// Everything of a request's head up to the length of its body.
     head: String,
@@ -226,6 +234,7 @@ struct Connection {
 
 struct Reply {
     status: u16,
+    retry_after: Option<u64>,
     session: Option<String>,
     body: std::ops::Range<usize>,
 }
@@ -250,7 +259,7 @@ struct Content<'a> {
 }
 
 impl Connection {
-    async fn open(load: &Load) -> anyhow::Result<Self> {
+    pub(super) async fn open(load: &Load) -> anyhow::Result<Self> {
         let rest = load.url.strip_prefix("http://").context("the URL begins with http://")?;
         let (authority, path) = rest.split_once('/').context("the URL has a path")?;
         let addr: SocketAddr = authority.parse().context("the URL names an address")?;
@@ -301,11 +310,23 @@ impl Connection {
     }
 
     async fn call(&mut self, id: u64) -> anyhow::Result<()> {
+        match self.ask(id).await? {
+            Asked::Answered => Ok(()),
+            Asked::TurnedAway(_) => bail!("turned away"),
+        }
+    }
+
+    /// Asks, and checks the answer; that there is no room is one.
+    pub(super) async fn ask(&mut self, id: u64) -> anyhow::Result<Asked> {
         let body = format!(
             r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"echo","arguments":{{"message":"this is question {id}"}}{}"#,
             self.tail
         );
         let reply = self.exchange(&body).await?;
+        if let (503, Some(seconds)) = (reply.status, reply.retry_after) {
+            self.buffer.drain(..reply.body.end);
+            return Ok(Asked::TurnedAway(Duration::from_secs(seconds)));
+        }
         ensure!(reply.status == 200, "{}", self.shown(&reply));
         let answer: Answer<'_> =
             serde_json::from_slice(&self.buffer[reply.body.clone()]).with_context(|| self.shown(&reply))?;
@@ -313,7 +334,7 @@ impl Connection {
         let right = text.strip_prefix("this is question ").is_some_and(|number| number.parse() == Ok(id));
         ensure!(answer.jsonrpc == "2.0" && answer.id == id && right, "wrong answer: {}", self.shown(&reply));
         self.buffer.drain(..reply.body.end);
-        Ok(())
+        Ok(Asked::Answered)
     }
 
     /// Ends the session, so that the target need not keep it.
@@ -348,7 +369,7 @@ impl Connection {
         };
         let head = std::str::from_utf8(&self.buffer[..head_end])?;
         let status = head.get(9..12).and_then(|digits| digits.parse().ok()).context("not HTTP")?;
-        let (mut length, mut chunked, mut session) = (None, false, None);
+        let (mut length, mut chunked, mut session, mut retry_after) = (None, false, None, None);
         for line in head.lines().skip(1) {
             let Some((name, value)) = line.split_once(':') else { continue };
             let value = value.trim();
@@ -356,6 +377,8 @@ impl Connection {
                 length = Some(value.parse::<usize>()?);
             } else if name.eq_ignore_ascii_case("transfer-encoding") {
                 chunked = value.eq_ignore_ascii_case("chunked");
+            } else if name.eq_ignore_ascii_case("retry-after") {
+                retry_after = value.parse().ok();
             } else if name.eq_ignore_ascii_case("mcp-session-id") {
                 session = Some(value.to_owned());
             }
@@ -364,7 +387,7 @@ impl Connection {
         while self.buffer.len() < head_end + body {
             self.read().await?;
         }
-        Ok(Reply { status, session, body: head_end..head_end + body })
+        Ok(Reply { status, retry_after, session, body: head_end..head_end + body })
     }
 
     /// Takes the chunk framing out of the buffer and says how long the body is. Answers come one at a time, so that
