@@ -118,7 +118,7 @@ impl Upstream {
         let (manner, pinned, path) = (outgoing.manner, outgoing.endpoint, outgoing.path.clone());
         let until = Instant::now() + timeouts.total;
         let mut course =
-            Course { prepared: &prepared, timeouts, pinned, until, tried: Tried::default(), again: 0 };
+            Course { prepared: &prepared, timeouts, pinned, manner, until, tried: Tried::default(), again: 0 };
         let mut place = match manner.needs_place() {
             true => course.place().await?,
             false => None,
@@ -133,7 +133,7 @@ impl Upstream {
             // Boxed, as all that only few messages need: every exchange would carry its room.
             let spare =
                 (manner == Manner::Repeatable && course.has_another()).then(|| Box::new(request.clone()));
-            let ticket = Ticket::new(&prepared, picked, place.take(), manner == Manner::Listens);
+            let ticket = Ticket::new(&prepared, picked, place.take(), manner);
             match http::attempt(&self.pool, ticket, path.as_ref(), request, &timeouts, until).await {
                 Ok(answer) => match spare.filter(|_| answer.is_passing_trouble()) {
                     None => return Ok(answer),
@@ -172,6 +172,7 @@ struct Course<'a> {
     prepared: &'a Arc<Prepared>,
     timeouts: Timeouts,
     pinned: Option<u16>,
+    manner: Manner,
     /// When all of it must be over.
     until: Instant,
     tried: Tried,
@@ -206,8 +207,13 @@ impl Course<'_> {
             None => standing.pick(self.tried, now),
             Some(endpoint) => {
                 let state = standing.endpoint(endpoint).ok_or(Reject::UnknownSession)?;
-                let admitted = state.breaker.admit(&standing.rules.breaker, now);
-                admitted.map(|trial| Picked { endpoint, trial }).map_err(Some)
+                match self.manner {
+                    Manner::Looks => Ok(Picked { endpoint, trial: false }),
+                    _ => {
+                        let admitted = state.breaker.admit(&standing.rules.breaker, now);
+                        admitted.map(|trial| Picked { endpoint, trial }).map_err(Some)
+                    }
+                }
             }
         };
         picked.map_err(|wait| {

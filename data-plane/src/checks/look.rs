@@ -24,7 +24,7 @@ use crate::reject::{Reject, UpstreamFault};
 use crate::shared::Means;
 use crate::upstream::backs::{self, Missed};
 use crate::upstream::eras::{Seen, Speaks, is_foreign, waffles};
-use crate::upstream::{Heard, Inbox, Outgoing};
+use crate::upstream::{Heard, Inbox, Manner, Outgoing};
 
 /// How long a server may take to hear that a session is over.
 const END_TIME: Duration = Duration::from_secs(2);
@@ -225,7 +225,7 @@ impl Visit<'_> {
             headers.insert(MCP_METHOD, HeaderValue::from_static(method));
         }
         let outgoing =
-            Outgoing { method: HttpMethod::POST, headers, body, endpoint: Some(self.endpoint), path: None };
+            Outgoing { method: HttpMethod::POST, headers, body, endpoint: Some(self.endpoint), path: None, manner: Manner::Looks };
         let answer = self.means.upstream.call(self.permit, outgoing).await?;
         if self.session.is_none() && method == "initialize" {
             self.session = answer.headers.get(MCP_SESSION_ID).cloned();
@@ -270,6 +270,7 @@ impl Visit<'_> {
             body: Bytes::new(),
             endpoint: Some(self.endpoint),
             path: None,
+            manner: Manner::Looks,
         };
         match timeout(END_TIME, self.means.upstream.call(self.permit, outgoing)).await {
             Ok(Ok(answer)) => answer.body.recycle(),

@@ -15,6 +15,8 @@ pub enum Manner {
     /// It belongs to something that is under way or over (an answer to a question, a notification, the end of a
     /// session). It waits for no place: what holds one may wait for it.
     Aside,
+    /// It looks how the server is: also one that is left alone, and without a word in that.
+    Looks,
 }
 
 impl Manner {

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::breaker::Why;
 use super::gate::Place;
+use super::manner::Manner;
 use super::pick::Picked;
 use super::pool::Prepared;
 use crate::reject::UpstreamFault;
@@ -29,18 +30,28 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    pub(super) fn new(prepared: &Arc<Prepared>, picked: Picked, place: Option<Place>, listens: bool) -> Self {
+    pub(super) fn new(
+        prepared: &Arc<Prepared>,
+        picked: Picked,
+        place: Option<Place>,
+        manner: Manner,
+    ) -> Self {
+        let listens = manner == Manner::Listens;
         if let Some(state) = prepared.standing.endpoint(picked.endpoint).filter(|_| !listens) {
             state.begin();
         }
         let Picked { endpoint, trial } = picked;
         let began = Instant::now();
-        Self { prepared: Arc::clone(prepared), endpoint, trial, counted: false, listens, began, place }
+        let counted = manner == Manner::Looks;
+        Self { prepared: Arc::clone(prepared), endpoint, trial, counted, listens, began, place }
     }
 
     /// The head of the answer has come. A server that fails says so with 5xx; with 429 or 503 it may say when it wants to
     /// be asked again.
     pub(super) fn heard(&mut self, status: StatusCode, headers: &HeaderMap) {
+        if self.counted {
+            return;
+        }
         let now = Instant::now();
         let standing = &self.prepared.standing;
         let Some(state) = standing.endpoint(self.endpoint) else { return };
