@@ -159,7 +159,7 @@ pub async fn put(db: &Db, reports: &[Report], now: DateTime<Utc>) -> sqlx::Resul
         for report in gone {
             const GONE: &str = "DELETE FROM server_health WHERE tenant = $1 AND server_id = $2 AND proxy_id = $3";
             on_tx!(&mut tx, |conn| sqlx::query(GONE)
-                .bind(tenants.get(&report.server))
+                .bind(tenants.get(&report.server).map(String::as_str))
                 .bind(report.server)
                 .bind(report.proxy)
                 .execute(conn)
