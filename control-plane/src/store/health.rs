@@ -157,9 +157,10 @@ pub async fn put(db: &Db, reports: &[Report], now: DateTime<Utc>) -> sqlx::Resul
             .filter(|report| tenants.contains_key(&report.server))
             .partition(|r| r.said.is_none());
         for report in gone {
-            const GONE: &str = "DELETE FROM server_health WHERE tenant = $1 AND server_id = $2 AND proxy_id = $3";
+            const GONE: &str =
+                "DELETE FROM server_health WHERE tenant = $1 AND server_id = $2 AND proxy_id = $3";
             on_tx!(&mut tx, |conn| sqlx::query(GONE)
-                .bind(tenants.get(&report.server))
+                .bind(tenants.get(&report.server).map(String::as_str))
                 .bind(report.server)
                 .bind(report.proxy)
                 .execute(conn)
@@ -245,7 +246,8 @@ async fn write(
 
 /// Puts together what the proxies say of some servers, whose states are locked.
 async fn settle(tx: &mut Tx, servers: &[Uuid], now: DateTime<Utc>) -> sqlx::Result<usize> {
-    const CHANGE: &str = "UPDATE server_states SET state = $3, reason = $4, since = $5 WHERE tenant = $1 AND server_id = $2";
+    const CHANGE: &str =
+        "UPDATE server_states SET state = $3, reason = $4, since = $5 WHERE tenant = $1 AND server_id = $2";
     const NOTE: &str = "INSERT INTO server_history (tenant, id, server_id, at, state, reason) VALUES ($1, $2, $3, $4, $5, $6)";
     if servers.is_empty() {
         return Ok(0);
