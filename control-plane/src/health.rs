@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use parking_lot::Mutex;
+use prost::Message as _;
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::{Semaphore, watch};
@@ -19,7 +20,6 @@ use waffles_core::health::{Check, HealthPolicy, State};
 use waffles_core::policy::{Permission, Target};
 use waffles_core::server::Server;
 use waffles_core::snapshot::{Kind, ResourceKey};
-use prost::Message as _;
 use waffles_core::wire;
 use waffles_proto::audit::v1 as audit_pb;
 use waffles_proto::discovery::v1 as pb;

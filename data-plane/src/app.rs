@@ -295,7 +295,12 @@ impl Bound {
         });
         let current = Arc::clone(&worker.current);
         let buffers = Arc::clone(worker.common.memory.buffers());
-        let upstream = Upstream::new(worker.outbound.clone(), Arc::clone(&current), buffers, Arc::clone(&shared.standings));
+        let upstream = Upstream::new(
+            worker.outbound.clone(),
+            Arc::clone(&current),
+            buffers,
+            Arc::clone(&shared.standings),
+        );
         let means = Means {
             shared: Arc::clone(&shared),
             upstream: upstream.clone(),
@@ -373,7 +378,12 @@ impl Worker {
 
     async fn serve(self, socket: std::net::TcpListener) -> std::io::Result<()> {
         let buffers = Arc::clone(self.common.memory.buffers());
-        let upstream = Upstream::new(self.outbound, Arc::clone(&self.current), buffers, Arc::clone(&self.shared.standings));
+        let upstream = Upstream::new(
+            self.outbound,
+            Arc::clone(&self.current),
+            buffers,
+            Arc::clone(&self.shared.standings),
+        );
         let overload = Overload::new(&self.common);
         let sweeper = sweep(upstream.clone(), Arc::clone(&self.current));
         let metrics = self.desk.metrics.clone();

@@ -20,8 +20,8 @@ use waffles_runtime::admin::Gate;
 use waffles_runtime::drain::Drain;
 use waffles_runtime::{task, telemetry};
 
-use crate::keys::Line;
 use crate::health::Monitor;
+use crate::keys::Line;
 use crate::link::{BackOff, Connection, Link, LinkError, MAX_MESSAGE, OPEN_TIME};
 use crate::state::{Current, Disk};
 use apply::{Collector, Verdict};

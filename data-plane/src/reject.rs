@@ -299,10 +299,14 @@ impl Reject {
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Upstream { .. } | Self::Refused | Self::CircuitOpen(_) | Self::ServerBusy(_) => Fault::Upstream,
-            Self::AuditUnavailable | Self::Unchecked(_) | Self::NotReady | Self::Overloaded(_) | Self::Internal(_) => {
-                Fault::Gateway
+            Self::Upstream { .. } | Self::Refused | Self::CircuitOpen(_) | Self::ServerBusy(_) => {
+                Fault::Upstream
             }
+            Self::AuditUnavailable
+            | Self::Unchecked(_)
+            | Self::NotReady
+            | Self::Overloaded(_)
+            | Self::Internal(_) => Fault::Gateway,
             _ => Fault::Client,
         }
     }
@@ -447,7 +451,12 @@ impl Reject {
             | Self::InitializeInBatch
             | Self::UnsupportedVersion(_) => StatusCode::BAD_REQUEST,
             Self::UnknownTool { .. } => StatusCode::OK,
-            Self::AuditUnavailable | Self::Unchecked(_) | Self::NotReady | Self::Overloaded(_) | Self::CircuitOpen(_) | Self::ServerBusy(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::AuditUnavailable
+            | Self::Unchecked(_)
+            | Self::NotReady
+            | Self::Overloaded(_)
+            | Self::CircuitOpen(_)
+            | Self::ServerBusy(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Upstream { fault: UpstreamFault::TimedOut, .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Upstream { .. } => StatusCode::BAD_GATEWAY,

@@ -101,7 +101,12 @@ pub struct Upstream {
 impl Upstream {
     /// A way that obeys the outbound policy, closes what the control plane says is its own, and holds no more of answers
     /// than the process may.
-    pub fn new(policy: OutboundPolicy, current: Arc<Current>, buffers: Arc<Buffers>, standings: Arc<Standings>) -> Self {
+    pub fn new(
+        policy: OutboundPolicy,
+        current: Arc<Current>,
+        buffers: Arc<Buffers>,
+        standings: Arc<Standings>,
+    ) -> Self {
         Self { pool: Arc::new(Pool::new(policy, current, buffers, standings)) }
     }
 
@@ -117,8 +122,15 @@ impl Upstream {
         let timeouts = permit.entry().server.spec.timeouts;
         let (manner, pinned, path) = (outgoing.manner, outgoing.endpoint, outgoing.path.clone());
         let until = Instant::now() + timeouts.total;
-        let mut course =
-            Course { prepared: &prepared, timeouts, pinned, manner, until, tried: Tried::default(), again: 0 };
+        let mut course = Course {
+            prepared: &prepared,
+            timeouts,
+            pinned,
+            manner,
+            until,
+            tried: Tried::default(),
+            again: 0,
+        };
         let mut place = match manner.needs_place() {
             true => course.place().await?,
             false => None,

@@ -4,8 +4,8 @@
 mod federation;
 mod listeners;
 mod load;
-mod overload;
 mod neighbours;
+mod overload;
 mod passthrough;
 mod report;
 mod rules;

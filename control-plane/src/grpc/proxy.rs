@@ -75,8 +75,16 @@ impl Configuration {
                 let (connected, checks) = (proxies.connect(&peer, &hello), health.connect(&peer, &hello));
                 let (peer, enrolment) = (peer.clone(), enrolment.clone());
                 let place = discovery.join(peer.group());
-                let stream =
-                    Stream { peer, inbound, sender: sender.clone(), discovery, place, enrolment, connected, checks };
+                let stream = Stream {
+                    peer,
+                    inbound,
+                    sender: sender.clone(),
+                    discovery,
+                    place,
+                    enrolment,
+                    connected,
+                    checks,
+                };
                 stream.run(hello).await
             };
             tokio::select! {

@@ -23,7 +23,7 @@ impl World {
         let db = Db::connect(&DbConfig::new(database.url.clone())).await.unwrap().everywhere();
         db.migrate().await.unwrap();
         let (server, now) = (Uuid::now_v7(), micros(Utc::now()));
-        let endpoints = vec![Endpoint { url: Url::parse("http://127.0.0.1:9/mcp").unwrap(), weight: 1 }];
+        let endpoints = vec![Endpoint::at(Url::parse("http://127.0.0.1:9/mcp").unwrap())];
         let row = Server {
             id: server,
             tenant: "default".into(),

@@ -224,8 +224,14 @@ impl Visit<'_> {
         if self.revision.is_some_and(Revision::is_modern) {
             headers.insert(MCP_METHOD, HeaderValue::from_static(method));
         }
-        let outgoing =
-            Outgoing { method: HttpMethod::POST, headers, body, endpoint: Some(self.endpoint), path: None, manner: Manner::Looks };
+        let outgoing = Outgoing {
+            method: HttpMethod::POST,
+            headers,
+            body,
+            endpoint: Some(self.endpoint),
+            path: None,
+            manner: Manner::Looks,
+        };
         let answer = self.means.upstream.call(self.permit, outgoing).await?;
         if self.session.is_none() && method == "initialize" {
             self.session = answer.headers.get(MCP_SESSION_ID).cloned();
