@@ -540,6 +540,7 @@ mod tests {
             full: true,
             resources: vec![(key("a"), resource("a", 32).encode_to_vec().into())],
             removed: vec![key("x")],
+            orders: vec![pb::CheckOrder { id: "o".into(), server_id: "s".into() }],
         };
         update.full = false;
         let mut chunk = update.chunks("n").next().unwrap();
@@ -554,6 +555,7 @@ mod tests {
             removed: vec![wire::reference(&key("x"))],
             last: true,
             authorities: vec![vec![1, 2]],
+            orders: update.orders.clone(),
         };
         assert_eq!(read, wanted);
     }

@@ -6,7 +6,7 @@ use super::*;
 fn server(name: &str, check: Check) -> Server {
     let health = HealthPolicy { check, fall: 2, rise: 1, ..HealthPolicy::default() };
     let url = url::Url::parse("http://127.0.0.1:9/mcp").unwrap();
-    let endpoints = vec![Endpoint { url, weight: 1 }];
+    let endpoints = vec![Endpoint::at(url)];
     let now = Utc::now();
     Server {
         id: Uuid::now_v7(),
