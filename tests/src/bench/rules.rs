@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use waffles_core::credential::KeyLimits;
 use waffles_core::policy::{Access, Args as Arguments, Caller, Facts, Question, RuleSpec, decide};
 
-use super::{Bench, Target, Way, both, child, cores, pin_self};
+use super::{Bench, Shape, Target, Way, both, child, cores, pin_self};
 use crate::programs::DataPlaneOptions;
 use crate::watchdog::Dir;
 use crate::{DataPlane, Era, Seed};
@@ -58,7 +58,7 @@ impl Rules {
             let mut proxy = DataPlane::start_seeded(|dir| seed.save(dir), options()).await;
             proxy.ready().await;
             let (urls, pid) = (both(&proxy.server_url("bench")), proxy.program.pid());
-            targets.push(Target { way: Way::Waffles, urls, bearer: Some(key), pid });
+            targets.push(Target { way: Way::Waffles, urls, bearer: Some(key), bearers: None, pid });
             proxies.push(proxy);
         }
         for era in bench.era.map_or_else(|| Era::BOTH.to_vec(), |era| vec![era]) {
@@ -68,7 +68,10 @@ impl Rules {
                 let mut measured = Vec::new();
                 let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
                 for which in order {
-                    measured.push((which, bench.load(&targets[which], era, None, &cores, &dir).await?));
+                    measured.push((
+                        which,
+                        bench.load(&targets[which], (era, Shape::Echo), None, &cores, &dir).await?,
+                    ));
                 }
                 measured.sort_by_key(|(which, _)| *which);
                 let (without, with) = (&measured[0].1, &measured[1].1);
@@ -155,7 +158,7 @@ impl Rules {
 }
 
 /// A policy: by far the most rules are about other people, servers and tools.
-fn specs(count: usize) -> Vec<RuleSpec> {
+pub(super) fn specs(count: usize) -> Vec<RuleSpec> {
     let spec = |number: usize| -> Value {
         let name = format!("rule-{number}");
         match number % 10 {
