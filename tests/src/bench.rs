@@ -1,7 +1,9 @@
 //! The benchmark. One process measures; the upstream, the pass-through and the load generator are children of the same
 //! program, each on one thread and bound to a core: the proxy under test alone on one, everything else on another.
 
+mod compare;
 mod federation;
+mod flat;
 mod listeners;
 mod load;
 mod passthrough;
@@ -87,6 +89,8 @@ enum Part {
     WhatIf(what_if::WhatIf),
     /// Measures what a policy of many rules costs.
     Rules(rules::Rules),
+    /// Measures whether a call costs the same however much is registered.
+    Flat(flat::Flat),
 }
 
 /// What a serving child says when it is ready.
@@ -168,6 +172,7 @@ impl Bench {
             Some(Part::Federation(federation)) => runtime.block_on(federation.run()),
             Some(Part::WhatIf(what_if)) => runtime.block_on(what_if.run()),
             Some(Part::Rules(rules)) => runtime.block_on(rules.run(&self)),
+            Some(Part::Flat(flat)) => runtime.block_on(flat.run(&self)),
             None => runtime.block_on(self.measure()),
         }
     }
@@ -224,9 +229,8 @@ impl Bench {
         let at_rest: Vec<(Way, u64)> =
             targets.iter().map(|target| (target.way, resident_bytes(target.pid).unwrap_or(0))).collect();
 
-        let eras = self.era.map_or_else(|| Era::BOTH.to_vec(), |era| vec![era]);
         let mut samples = Vec::new();
-        for era in eras {
+        for era in self.eras() {
             let mut rate = None;
             for round in 0..self.rounds() {
                 for shape in self.shapes() {

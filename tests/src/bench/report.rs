@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::compare::median;
 use super::load::EVENTS;
 use super::{Sample, Shape, Way};
 use crate::{Era, Figure};
@@ -201,11 +202,6 @@ fn line(samples: &[Sample], era: Era, shape: Shape, way: Way) -> Option<Line> {
             .max()
             .unwrap_or(0) as f64,
     })
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn mebibytes(bytes: f64) -> f64 {
