@@ -493,7 +493,7 @@ async fn nobody_brings_somebody_under_a_rule_that_gives_more_than_they_hold() {
     for group in ["staff", "guests"] {
         world.post("/api/v1/groups", &admin, json!({"name": group})).await;
     }
-    let roles = json!({"name": "empty", "permissions": []});
+    let roles = json!({"name": "empty", "permissions": ["status:read"]});
     assert_eq!(world.post("/api/v1/roles", &admin, roles).await.status, StatusCode::CREATED);
     for (name, effect, principals) in [
         ("staff-may", "allow", json!({"groups": ["staff"]})),
@@ -505,9 +505,9 @@ async fn nobody_brings_somebody_under_a_rule_that_gives_more_than_they_hold() {
         let made = world.post("/api/v1/policy/rules", &admin, rule).await;
         assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
     }
-    let clerk = ["principals:read", "principals:write", "access:read", "access:write", "keys:manage"];
-    let caller = ["principals:read", "principals:write", "access:write", "gateway:use"];
-    let author = ["principals:read", "principals:write", "access:write", "policies:write"];
+    let clerk = ["principals:read", "principals:write", "access:read", "access:write", "status:read"];
+    let caller = ["principals:read", "principals:write", "access:write", "gateway:use", "status:read"];
+    let author = ["principals:read", "principals:write", "access:write", "policies:write", "status:read"];
     let clerk = world.with_role(&admin, "clerk@test", &clerk).await;
     let caller = world.with_role(&admin, "caller@test", &caller).await;
     let author = world.with_role(&admin, "author@test", &author).await;
