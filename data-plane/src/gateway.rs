@@ -275,7 +275,8 @@ impl Gateway {
         self.admit(exchange, parts, call.as_ref())?;
         let head = call.as_ref().and_then(|call| call.head.as_deref());
         if !matches!(door.scope, Scope::Server(_)) {
-            return self.federated(exchange, door, parts, identity, call).await;
+            // The ways that are not the common one are boxed: they are large, and every exchange would carry their room.
+            return Box::pin(self.federated(exchange, door, parts, identity, call)).await;
         }
         let entry = resolve(exchange, door, &identity)?;
         let message = call.as_ref().map(|call| &call.message);
@@ -283,7 +284,6 @@ impl Gateway {
         self.limit(exchange, parts, &identity, Some(&entry), head).await?;
         let session = match self.attach(exchange, parts, &permit, head).await? {
             Attached::Native(session) => session,
-            // The ways that are not the common one are boxed: they are large, and every exchange would carry their room.
             Attached::Bridged(front) => {
                 return Box::pin(self.bridge(exchange, parts, permit, front, call)).await;
             }

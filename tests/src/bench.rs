@@ -1,7 +1,9 @@
 //! The benchmark. One process measures; the upstream, the pass-through and the load generator are children of the same
 //! program, each on one thread and bound to a core: the proxy under test alone on one, everything else on another.
 
+mod compare;
 mod federation;
+mod flat;
 mod listeners;
 mod load;
 mod neighbours;
@@ -10,6 +12,7 @@ mod passthrough;
 mod report;
 mod rules;
 mod scale;
+mod tokens;
 mod upstream;
 mod what_if;
 
@@ -19,16 +22,18 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
+use waffles_core::wire::rule_spec_to_proto;
+use waffles_proto::policy::v1::ReplaceRulesRequest;
 
 use crate::programs::{self, ControlPlaneOptions, DataPlaneOptions, Program};
 use crate::watchdog::Dir;
 use crate::{Era, PATIENCE, Waffles, WafflesOptions};
-pub use load::Measured;
+pub use load::{Measured, Shape};
 
 /// Between two rounds proxies upload what they recorded, so that one round does not pay for another.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
-/// Part of the slowest target's capacity at which the open loop asks.
-const OPEN_LOOP_SHARE: f64 = 0.5;
+/// Questions a second of the open loop; at most half of what the slowest target can do.
+const OPEN_LOOP_RATE: f64 = 1000.0;
 
 /// Measures requests a second, latency, CPU and memory of verified `tools/call`s: direct, through a bare hyper
 /// pass-through, through Waffles with authentication, authorization and audit on.
@@ -49,6 +54,12 @@ pub struct Bench {
     /// Only this era: sessions or stateless.
     #[arg(long, value_parser = parse_era)]
     era: Option<Era>,
+    /// Only this kind of answer.
+    #[arg(long, value_enum)]
+    shape: Option<Shape>,
+    /// Rules of the policy. Most are about others, as in a real one; one looks at the arguments of every call.
+    #[arg(long, default_value_t = 1000)]
+    policy: usize,
     /// Writes all figures to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -93,6 +104,8 @@ enum Part {
     /// Asks at a fixed rate.
     #[command(hide = true)]
     Callers(neighbours::Callers),
+    /// Measures whether a call costs the same however much is registered.
+    Flat(flat::Flat),
 }
 
 /// What a serving child says when it is ready.
@@ -110,6 +123,8 @@ pub enum Way {
     Waffles,
     /// Through Waffles, to a server of the other era.
     Bridged,
+    /// Through Waffles, with a new token in every call.
+    Tokens,
 }
 
 impl Way {
@@ -119,6 +134,7 @@ impl Way {
             Self::PassThrough => "pass-through",
             Self::Waffles => "waffles",
             Self::Bridged => "bridged",
+            Self::Tokens => "new tokens",
         }
     }
 }
@@ -129,6 +145,7 @@ pub struct Sample {
     pub era: String,
     pub round: usize,
     pub way: Way,
+    pub shape: Shape,
     pub closed: Measured,
     pub open: Option<Measured>,
 }
@@ -139,8 +156,17 @@ struct Target {
     /// For clients with sessions, and for stateless ones.
     urls: [String; 2],
     bearer: Option<String>,
+    /// A file of credentials, of which every call takes the next.
+    bearers: Option<PathBuf>,
     /// The proxy, or the upstream itself for the direct way.
     pid: u32,
+}
+
+impl Target {
+    /// Whether it is measured with this kind of answer.
+    fn has(&self, shape: Shape) -> bool {
+        shape == Shape::Echo || !matches!(self.way, Way::Bridged | Way::Tokens)
+    }
 }
 
 struct Cores {
@@ -166,6 +192,7 @@ impl Bench {
             Some(Part::Neighbours(neighbours)) => runtime.block_on(neighbours.run(&self)),
             Some(Part::Other(other)) => runtime.block_on(other.serve()),
             Some(Part::Callers(callers)) => runtime.block_on(callers.run()),
+            Some(Part::Flat(flat)) => runtime.block_on(flat.run(&self)),
             None => runtime.block_on(self.measure()),
         }
     }
@@ -180,17 +207,25 @@ impl Bench {
             child("passthrough", &[upstream_addr.to_string()], cores.proxy, &dir).await;
         let upstream_url = format!("http://{upstream_addr}/mcp");
         let mut targets = vec![
-            Target { way: Way::Direct, urls: both(&upstream_url), bearer: None, pid: upstream.pid() },
+            Target {
+                way: Way::Direct,
+                urls: both(&upstream_url),
+                bearer: None,
+                bearers: None,
+                pid: upstream.pid(),
+            },
             Target {
                 way: Way::PassThrough,
                 urls: both(&format!("http://{passthrough_addr}/mcp")),
                 bearer: None,
+                bearers: None,
                 pid: passthrough.pid(),
             },
         ];
         let waffles =
-            if self.without_waffles { None } else { Some(start_waffles(&cores, &upstream_url).await) };
+            if self.without_waffles { None } else { Some(self.start_waffles(&cores, &upstream_url).await?) };
         let mut others = Vec::new();
+        let mut signed = None;
         if let Some(waffles) = &waffles {
             for only in ["sessions", "stateless"] {
                 let arguments = ["--only".to_owned(), only.to_owned()];
@@ -205,37 +240,42 @@ impl Bench {
             ];
             for (way, urls) in ways {
                 let bearer = Some(waffles.admin.secret.clone());
-                targets.push(Target { way, urls, bearer, pid: proxy.program.pid() });
+                targets.push(Target { way, urls, bearer, bearers: None, pid: proxy.program.pid() });
             }
+            let seeded = tokens::Tokens::start(&cores, &upstream_url, self.policy).await;
+            targets.push(seeded.target(&dir)?);
+            signed = Some(seeded);
         }
         let at_rest: Vec<(Way, u64)> =
             targets.iter().map(|target| (target.way, resident_bytes(target.pid).unwrap_or(0))).collect();
 
-        let eras = self.era.map_or_else(|| Era::BOTH.to_vec(), |era| vec![era]);
         let mut samples = Vec::new();
-        for era in eras {
+        for era in self.eras() {
             let mut rate = None;
             for round in 0..self.rounds() {
-                let mut closed = Vec::new();
-                for target in &targets {
-                    closed.push(self.load(target, era, None, &cores, &dir).await?);
-                    drain(waffles.as_ref()).await;
+                for shape in self.shapes() {
+                    let mut closed = Vec::new();
+                    for target in targets.iter().filter(|target| target.has(shape)) {
+                        if let (Way::Tokens, Some(signed)) = (target.way, &signed) {
+                            signed.renew(&dir)?;
+                        }
+                        closed.push((target, self.load(target, (era, shape), None, &cores, &dir).await?));
+                        drain(waffles.as_ref()).await;
+                    }
+                    // One rate for all ways and rounds, or latencies could not be compared.
+                    let slowest = closed.iter().map(|(_, closed)| closed.per_second).fold(f64::MAX, f64::min);
+                    for (target, closed) in closed {
+                        let mut open = None;
+                        if shape == Shape::Echo && target.way != Way::Tokens {
+                            let rate = *rate.get_or_insert(OPEN_LOOP_RATE.min(slowest / 2.0));
+                            open = Some(self.load(target, (era, shape), Some(rate), &cores, &dir).await?);
+                            drain(waffles.as_ref()).await;
+                        }
+                        let era = era.revision().to_owned();
+                        samples.push(Sample { era, round, way: target.way, shape, closed, open });
+                    }
+                    report::progress(era, shape, round, &samples);
                 }
-                // One rate for all ways and rounds, or latencies could not be compared.
-                let slowest = closed.iter().map(|measured| measured.per_second).fold(f64::MAX, f64::min);
-                let rate = *rate.get_or_insert(slowest * OPEN_LOOP_SHARE);
-                for (target, closed) in targets.iter().zip(closed) {
-                    let open = Some(self.load(target, era, Some(rate), &cores, &dir).await?);
-                    drain(waffles.as_ref()).await;
-                    samples.push(Sample {
-                        era: era.revision().to_owned(),
-                        round,
-                        way: target.way,
-                        closed,
-                        open,
-                    });
-                }
-                report::progress(era, round, &samples);
             }
         }
         let report = report::Report::new(self.connections, at_rest, samples);
@@ -247,14 +287,42 @@ impl Bench {
         Ok(())
     }
 
+    fn shapes(&self) -> Vec<Shape> {
+        self.shape.map_or_else(|| vec![Shape::Echo, Shape::Large, Shape::Events], |shape| vec![shape])
+    }
+
     fn rounds(&self) -> usize {
         if self.quick { self.rounds.min(2) } else { self.rounds }
+    }
+
+    async fn start_waffles(&self, cores: &Cores, upstream: &str) -> anyhow::Result<Waffles> {
+        let quiet = || vec!["--log".to_owned(), "warn".to_owned()];
+        let waffles = Waffles::with(WafflesOptions {
+            control_plane: ControlPlaneOptions {
+                cpu: Some(cores.control_plane),
+                args: quiet(),
+                ..ControlPlaneOptions::default()
+            },
+            data_plane: DataPlaneOptions {
+                workers: 1,
+                cpu: Some(cores.proxy),
+                args: quiet(),
+                ..DataPlaneOptions::default()
+            },
+            ..WafflesOptions::default()
+        })
+        .await;
+        let rules = rules::specs(self.policy).iter().map(rule_spec_to_proto).collect();
+        let request = ReplaceRulesRequest { rules, ..Default::default() };
+        waffles.policy().replace_rules(request).await.context("the rules are not taken")?;
+        waffles.add_server("bench", upstream).await;
+        Ok(waffles)
     }
 
     async fn load(
         &self,
         target: &Target,
-        era: Era,
+        (era, shape): (Era, Shape),
         rate: Option<f64>,
         cores: &Cores,
         dir: &Dir,
@@ -269,6 +337,10 @@ impl Bench {
         command.args(["load", "--url", url, "--watch", &target.pid.to_string()]);
         command.args(["--connections", &self.connections.to_string(), "--seconds", &seconds.to_string()]);
         command.args(["--era", if era == Era::Sessions { "sessions" } else { "stateless" }]);
+        command.args(["--shape", shape.tool()]);
+        if let Some(bearers) = &target.bearers {
+            command.arg("--bearers").arg(bearers);
+        }
         if let Some(bearer) = &target.bearer {
             // Not as an argument, which every user of the machine may read.
             command.env("WAFFLES_BENCH_BEARER", bearer);
@@ -288,27 +360,6 @@ impl Bench {
 
 fn both(url: &str) -> [String; 2] {
     [url.to_owned(), url.to_owned()]
-}
-
-async fn start_waffles(cores: &Cores, upstream: &str) -> Waffles {
-    let quiet = || vec!["--log".to_owned(), "warn".to_owned()];
-    let waffles = Waffles::with(WafflesOptions {
-        control_plane: ControlPlaneOptions {
-            cpu: Some(cores.control_plane),
-            args: quiet(),
-            ..ControlPlaneOptions::default()
-        },
-        data_plane: DataPlaneOptions {
-            workers: 1,
-            cpu: Some(cores.proxy),
-            args: quiet(),
-            ..DataPlaneOptions::default()
-        },
-        ..WafflesOptions::default()
-    })
-    .await;
-    waffles.add_server("bench", upstream).await;
-    waffles
 }
 
 async fn child(part: &str, args: &[String], cpu: usize, dir: &Dir) -> (Program, std::net::SocketAddr) {

@@ -7,7 +7,7 @@ use serde_json::json;
 use uuid::Uuid;
 use waffles_core::FieldError;
 use waffles_core::audit::{clean, micros};
-use waffles_core::policy::Permission;
+use waffles_core::policy::{Effect, Permission};
 use waffles_core::principal::{Principal, PrincipalKind};
 
 use crate::audit;
@@ -173,6 +173,7 @@ impl Identity {
         display_name: &str,
     ) -> Result<Account, Error> {
         quota::admit(tx, ctx.tenant(), Limited::Principals).await?;
+        self.may_move(tx, ctx, (Effect::Allow, "name"), |who| who.names.contains(&name)).await?;
         let now = micros(Utc::now());
         let principal = Principal {
             id: Uuid::now_v7(),

@@ -6,7 +6,7 @@ use serde_json::json;
 use uuid::Uuid;
 use waffles_core::FieldError;
 use waffles_core::audit::{clean, micros};
-use waffles_core::policy::{Permission, Scope};
+use waffles_core::policy::{Effect, Permission, Scope, Who};
 
 use crate::audit;
 use crate::authz::OpCtx;
@@ -75,6 +75,10 @@ impl Identity {
         if !problems.is_empty() {
             return Err(Error::Invalid(problems));
         }
+        if new.scope == Scope::Tenant {
+            let named = |who: &Who| who.roles.contains(&new.role);
+            self.may_move(&mut tx, &ctx, (Effect::Allow, "role"), named).await?;
+        }
         let (holder, holder_name, service, touched) = match &new.to {
             GrantTo::Principal(name) => {
                 let account = existing_account(&mut tx, &ctx, name).await?.principal;
@@ -142,6 +146,10 @@ impl Identity {
         let missing = || Error::NotFound(format!("grant {}", clean(id, 64)));
         let id: Uuid = id.parse().map_err(|_| missing())?;
         let grant = store::get(&mut tx, ctx.tenant(), id).await?.ok_or_else(missing)?;
+        if grant.scope == Scope::Tenant {
+            let named = |who: &Who| who.roles.contains(&grant.role);
+            self.may_move(&mut tx, &ctx, (Effect::Forbid, "role"), named).await?;
+        }
         let admins = self.admins(&mut tx, ctx.tenant()).await?;
         let touched = match grant.holder {
             Holder::Principal(id) => vec![id],

@@ -5,7 +5,7 @@ use serde_json::json;
 use uuid::Uuid;
 use waffles_core::FieldError;
 use waffles_core::audit::{clean, micros};
-use waffles_core::policy::{Permission, PermissionSet, Role};
+use waffles_core::policy::{Effect, Permission, PermissionSet, Role, Who};
 
 use crate::audit;
 use crate::authz::OpCtx;
@@ -84,6 +84,8 @@ impl Identity {
         let (mut tx, ctx) = self.change(ctx, Permission::PrincipalsWrite).await?;
         let group = existing(&mut tx, &ctx, name).await?;
         let admins = self.admins(&mut tx, ctx.tenant()).await?;
+        let named = |who: &Who| who.groups.contains(&group.name);
+        self.may_move(&mut tx, &ctx, (Effect::Forbid, "group"), named).await?;
         let members = store::member_ids(&mut tx, ctx.tenant(), group.id).await?;
         let held = grants::of_group(&mut tx, ctx.tenant(), group.id).await?.len();
         store::delete(&mut tx, ctx.tenant(), group.id).await?;
@@ -111,6 +113,8 @@ impl Identity {
             let reason = format!("holds {}, which you do not hold where it does", permission.as_str());
             return Err(Error::invalid("group", reason));
         }
+        let named = |who: &Who| who.groups.contains(&group.name);
+        self.may_move(&mut tx, &ctx, (Effect::Allow, "group"), named).await?;
         if group.members >= MEMBERS_MOST {
             return Err(Error::Conflict(format!("there are {MEMBERS_MOST} members in it already")));
         }
@@ -126,6 +130,8 @@ impl Identity {
         let (mut tx, ctx) = self.change(ctx, Permission::PrincipalsWrite).await?;
         let group = existing(&mut tx, &ctx, name).await?;
         let account = existing_account(&mut tx, &ctx, member).await?;
+        let named = |who: &Who| who.groups.contains(&group.name);
+        self.may_move(&mut tx, &ctx, (Effect::Forbid, "group"), named).await?;
         let admins = self.admins(&mut tx, ctx.tenant()).await?;
         if !store::take_member(&mut tx, ctx.tenant(), group.id, account.principal.id).await? {
             let member = clean(member, 254);

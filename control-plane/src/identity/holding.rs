@@ -2,13 +2,13 @@
 //! never leaving the tenant without an admin, and told to proxies.
 
 use uuid::Uuid;
-use waffles_core::policy::Permission;
+use waffles_core::policy::{Effect, Mode, Permission, PermissionSet, Scope, Who};
 use waffles_core::snapshot::{Kind, ResourceKey};
 
 use crate::authz::OpCtx;
 use crate::error::Error;
 use crate::identity::Identity;
-use crate::store::{Tx, changes, grants, namespaces, principals};
+use crate::store::{Tx, changes, grants, namespaces, principals, rules};
 
 impl Identity {
     /// Begins a change. Changes of a tenant wait for each other, and the actor is read again once it is its turn: what it
@@ -40,6 +40,37 @@ impl Identity {
         if before > 0 && grants::admins(tx, tenant).await? == 0 {
             let reason = "nobody who can act would hold the role admin on the tenant any more; give it to another first";
             return Err(Error::Conflict(reason.into()));
+        }
+        Ok(())
+    }
+
+    /// Refuses to bring somebody under a rule that allows, or out from under one that forbids, where the actor could not give
+    /// that access otherwise: rules go by names of groups, roles and principals, so whoever moves one of these gives what the
+    /// rule does. Who may write rules may; and who may use the whole gateway may have others allowed to.
+    pub(super) async fn may_move(
+        &self,
+        tx: &mut Tx,
+        ctx: &OpCtx,
+        (effect, field): (Effect, &str),
+        named: impl Fn(&Who) -> bool,
+    ) -> Result<(), Error> {
+        let holds = |permission| {
+            let wanted: PermissionSet = [permission].into_iter().collect();
+            ctx.lacks(wanted, &Scope::Tenant).is_empty()
+        };
+        let gives = effect == Effect::Allow && holds(Permission::GatewayUse);
+        if ctx.is_system() || gives || holds(Permission::PoliciesWrite) {
+            return Ok(());
+        }
+        for rule in rules::all(tx, ctx.tenant()).await? {
+            let spec = &rule.rule.spec;
+            if spec.effect == effect && spec.mode == Mode::Enforce && named(&spec.principals) {
+                let reason = format!(
+                    "is what the rule {} goes by, and changing who that is takes the permission policies:write",
+                    spec.name
+                );
+                return Err(Error::invalid(field, reason));
+            }
         }
         Ok(())
     }

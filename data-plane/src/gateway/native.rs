@@ -48,7 +48,7 @@ impl Gateway {
         answer: Answer,
     ) -> Result<Response<Body>, Reject> {
         if !answer.status.is_success() {
-            return refusal(exchange, answer).await;
+            return Box::pin(refusal(exchange, answer)).await;
         }
         // We asked for none, and what is packed small may be large.
         if answer.headers.contains_key(header::CONTENT_ENCODING) {

@@ -132,7 +132,7 @@ impl Backs {
             return Ok(Arc::clone(back));
         }
         let client = Client { capabilities: key.capabilities.clone(), info: client.info.clone() };
-        let back = Arc::new(open(upstream, eras, permit, &client).await?);
+        let back = Arc::new(Box::pin(open(upstream, eras, permit, &client)).await?);
         backs.push(Arc::clone(&back));
         Ok(back)
     }

@@ -96,7 +96,8 @@ pub(super) async fn attempt(
                 }
                 (waiting, false)
             }
-            None => match pool.connect(target, timeouts.connect).await {
+            // Boxed, as it is rare and large: every call would carry its room.
+            None => match Box::pin(pool.connect(target, timeouts.connect)).await {
                 Ok(connection) => (connection, true),
                 Err(fault) => return Err(Failed::unsent(fault, request, ticket)),
             },

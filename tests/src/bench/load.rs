@@ -5,6 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -33,6 +34,34 @@ const TICK: Duration = Duration::from_micros(100);
 /// More waiting questions than this mean that the rate is beyond the target's capacity.
 const MOST_WAITING: usize = 100_000;
 
+/// Events of an answer before its last.
+pub(super) const EVENTS: usize = 20;
+/// Least bytes of a large answer.
+const LARGE: usize = 64 << 10;
+
+/// What is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shape {
+    /// A small answer in JSON.
+    #[default]
+    Echo,
+    /// 64 KiB of it.
+    Large,
+    /// A stream of events. Latency is then counted to the first of them.
+    Events,
+}
+
+impl Shape {
+    pub(super) fn tool(self) -> &'static str {
+        match self {
+            Self::Echo => "echo",
+            Self::Large => "large",
+            Self::Events => "events",
+        }
+    }
+}
+
 /// What to ask, where, and how.
 #[derive(Debug, Args)]
 pub(super) struct Load {
@@ -41,8 +70,13 @@ pub(super) struct Load {
     /// Sent as `Authorization: Bearer`.
     #[arg(long, env = "WAFFLES_BENCH_BEARER", hide_env_values = true)]
     pub(super) bearer: Option<String>,
+    /// A file of credentials, one a line, of which every call takes the next.
+    #[arg(long)]
+    pub(super) bearers: Option<PathBuf>,
     #[arg(long, value_parser = parse_era)]
     pub(super) era: Era,
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) shape: Shape,
     #[arg(long)]
     pub(super) connections: usize,
     #[arg(long)]
@@ -88,6 +122,7 @@ struct Shared {
     failed: Cell<u64>,
     first_failure: RefCell<Option<String>>,
     next_id: Cell<u64>,
+    bearers: RefCell<VecDeque<String>>,
     /// When questions should have been sent that no connection has taken yet.
     due: RefCell<VecDeque<Instant>>,
     more: Notify,
@@ -101,6 +136,10 @@ impl Load {
 
     async fn measure(&self) -> anyhow::Result<Measured> {
         let shared = Rc::new(Shared::default());
+        if let Some(path) = &self.bearers {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            shared.bearers.borrow_mut().extend(text.lines().map(str::to_owned));
+        }
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..self.connections {
             let connection = Connection::open(self).await?;
@@ -165,6 +204,9 @@ async fn ask(mut connection: Connection, shared: Rc<Shared>, open_loop: bool) {
         };
         let id = shared.next_id.get() + 1;
         shared.next_id.set(id);
+        if connection.changing_bearer {
+            connection.bearer = shared.bearers.borrow_mut().pop_front();
+        }
         let asked = timeout(ANSWER_LIMIT, connection.call(id)).await;
         if let Err(failure) = asked.map_err(anyhow::Error::from).and_then(|answered| answered) {
             shared.failed.set(shared.failed.get() + 1);
@@ -173,7 +215,8 @@ async fn ask(mut connection: Connection, shared: Rc<Shared>, open_loop: bool) {
             return;
         }
         if shared.counting.get() {
-            let tenths = from.elapsed().as_nanos() / 100;
+            let until = connection.first_event.take().unwrap_or_else(Instant::now);
+            let tenths = until.duration_since(from).as_nanos() / 100;
             shared.latencies.borrow_mut().push(u32::try_from(tenths).unwrap_or(u32::MAX));
         }
     }
@@ -230,6 +273,11 @@ pub(super) struct Connection {
     session: Option<String>,
     authority: String,
     path: String,
+    shape: Shape,
+    /// When the first event of the answer was there.
+    first_event: Option<Instant>,
+    changing_bearer: bool,
+    bearer: Option<String>,
 }
 
 struct Reply {
@@ -269,7 +317,8 @@ impl Connection {
             "POST /{path} HTTP/1.1\r\nhost: {authority}\r\nuser-agent: waffles-bench\r\n\
              content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
         );
-        if let Some(bearer) = &load.bearer {
+        let changing_bearer = load.bearers.is_some();
+        if let (Some(bearer), false) = (&load.bearer, changing_bearer) {
             common.push_str(&format!("authorization: Bearer {bearer}\r\n"));
         }
         let mut connection = Self {
@@ -281,6 +330,10 @@ impl Connection {
             session: None,
             authority: authority.to_owned(),
             path: path.to_owned(),
+            shape: load.shape,
+            first_event: None,
+            changing_bearer,
+            bearer: load.bearer.clone().filter(|_| changing_bearer),
         };
         let revision = load.era.revision();
         match load.era {
@@ -300,8 +353,9 @@ impl Connection {
                 connection.tail = "}}";
             }
             Era::Stateless => {
+                let tool = load.shape.tool();
                 connection.head = format!(
-                    "{common}mcp-protocol-version: {revision}\r\nmcp-method: tools/call\r\nmcp-name: echo\r\n"
+                    "{common}mcp-protocol-version: {revision}\r\nmcp-method: tools/call\r\nmcp-name: {tool}\r\n"
                 );
                 connection.tail = format!(r#","_meta":{}}}}}"#, stateless_meta()).leak();
             }
@@ -319,22 +373,41 @@ impl Connection {
     /// Asks, and checks the answer; that there is no room is one.
     pub(super) async fn ask(&mut self, id: u64) -> anyhow::Result<Asked> {
         let body = format!(
-            r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"echo","arguments":{{"message":"this is question {id}"}}{}"#,
+            r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"{}","arguments":{{"message":"this is question {id}"}}{}"#,
+            self.shape.tool(),
             self.tail
         );
+        self.first_event = None;
         let reply = self.exchange(&body).await?;
         if let (503, Some(seconds)) = (reply.status, reply.retry_after) {
             self.buffer.drain(..reply.body.end);
             return Ok(Asked::TurnedAway(Duration::from_secs(seconds)));
         }
         ensure!(reply.status == 200, "{}", self.shown(&reply));
+        if self.shape == Shape::Events {
+            self.check_events(&reply, id)?;
+            self.buffer.drain(..reply.body.end);
+            return Ok(Asked::Answered);
+        }
         let answer: Answer<'_> =
             serde_json::from_slice(&self.buffer[reply.body.clone()]).with_context(|| self.shown(&reply))?;
         let text = answer.result.content.first().map_or("", |content| content.text);
-        let right = text.strip_prefix("this is question ").is_some_and(|number| number.parse() == Ok(id));
+        let number = text.strip_prefix("this is question ").and_then(|rest| rest.split(' ').next());
+        let right = number.is_some_and(|number| number.parse() == Ok(id))
+            && (self.shape != Shape::Large || text.len() >= LARGE);
         ensure!(answer.jsonrpc == "2.0" && answer.id == id && right, "wrong answer: {}", self.shown(&reply));
         self.buffer.drain(..reply.body.end);
         Ok(Asked::Answered)
+    }
+
+    fn check_events(&self, reply: &Reply, id: u64) -> anyhow::Result<()> {
+        let body = std::str::from_utf8(&self.buffer[reply.body.clone()])?;
+        let mut events = body.lines().filter_map(|line| line.strip_prefix("data:"));
+        let right = events.by_ref().take(EVENTS).filter(|data| data.contains("step ")).count() == EVENTS;
+        let last: Answer<'_> = serde_json::from_str(events.next().context("no last event")?)?;
+        let right = right && last.id == id && last.result.content.first().is_some_and(|c| c.text == "done");
+        ensure!(right && events.next().is_none(), "wrong events: {}", self.shown(reply));
+        Ok(())
     }
 
     /// Ends the session, so that the target need not keep it.
@@ -353,6 +426,9 @@ impl Connection {
     async fn exchange(&mut self, body: &str) -> anyhow::Result<Reply> {
         self.request.clear();
         self.request.extend_from_slice(self.head.as_bytes());
+        if let Some(bearer) = &self.bearer {
+            self.request.extend_from_slice(format!("authorization: Bearer {bearer}\r\n").as_bytes());
+        }
         self.request.extend_from_slice(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
         self.request.extend_from_slice(body.as_bytes());
         self.socket.write_all(&self.request).await?;
@@ -418,6 +494,12 @@ impl Connection {
     async fn read(&mut self) -> anyhow::Result<()> {
         if self.socket.read_buf(&mut self.buffer).await? == 0 {
             bail!("the connection was closed");
+        }
+        if self.shape == Shape::Events
+            && self.first_event.is_none()
+            && self.buffer.windows(5).any(|window| window == b"data:")
+        {
+            self.first_event = Some(Instant::now());
         }
         Ok(())
     }

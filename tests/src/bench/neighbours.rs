@@ -150,7 +150,7 @@ impl Neighbours {
         let mut proxy = DataPlane::start_seeded(|dir| seed.save(dir), options).await;
         proxy.ready().await;
         let (urls, pid) = (both(&proxy.server_url("healthy")), proxy.program.pid());
-        let target = Target { way: Way::Waffles, urls, bearer: Some(key.clone()), pid };
+        let target = Target { way: Way::Waffles, urls, bearer: Some(key.clone()), bearers: None, pid };
         let mut p99 = vec![Vec::new(); Fare::ALL.len()];
         let began = Instant::now();
         for round in 0..bench.rounds() {
@@ -214,7 +214,7 @@ impl Neighbours {
         cores: &Cores,
         dir: &Dir,
     ) -> anyhow::Result<Measured> {
-        bench.load(target, Era::Stateless, Some(self.rate), cores, dir).await
+        bench.load(target, (Era::Stateless, super::Shape::Echo), Some(self.rate), cores, dir).await
     }
 }
 

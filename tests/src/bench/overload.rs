@@ -102,6 +102,8 @@ impl Overload {
             bearer: Some(key),
             era: self.era,
             connections: 0,
+            bearers: None,
+            shape: super::Shape::Echo,
             seconds: 0.0,
             rate: None,
             watch: proxy.program.pid(),

@@ -2,13 +2,15 @@
 //! caller and writes nothing down.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderValue};
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Either, Full};
+use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -42,7 +44,10 @@ pub(super) async fn serve(upstream: SocketAddr) -> anyhow::Result<()> {
     }
 }
 
-async fn forward(pool: &Pool, request: Request<Incoming>) -> anyhow::Result<Response<Full<Bytes>>> {
+async fn forward(
+    pool: &Arc<Pool>,
+    request: Request<Incoming>,
+) -> anyhow::Result<Response<Either<Full<Bytes>, Stream>>> {
     let (mut head, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
     head.headers.remove(CONNECTION);
@@ -50,10 +55,38 @@ async fn forward(pool: &Pool, request: Request<Incoming>) -> anyhow::Result<Resp
     let mut sender = pool.take().await?;
     let answer = sender.send_request(Request::from_parts(head, Full::new(body))).await?;
     let (mut head, body) = answer.into_parts();
+    head.headers.remove(CONNECTION);
+    if body.size_hint().exact().is_none() {
+        let body = Stream { body, sender: Some(sender), pool: Arc::clone(pool) };
+        return Ok(Response::from_parts(head, Either::Right(body)));
+    }
     let body = body.collect().await?.to_bytes();
     pool.idle.lock().push(sender);
-    head.headers.remove(CONNECTION);
-    Ok(Response::from_parts(head, Full::new(body)))
+    Ok(Response::from_parts(head, Either::Left(Full::new(body))))
+}
+
+/// A body of unknown length, passed on as it comes; its connection goes back to the pool with its end.
+struct Stream {
+    body: Incoming,
+    sender: Option<SendRequest<Full<Bytes>>>,
+    pool: Arc<Pool>,
+}
+
+impl Body for Stream {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(polled, Poll::Ready(None)) {
+            let pool = Arc::clone(&self.pool);
+            pool.idle.lock().extend(self.sender.take());
+        }
+        polled
+    }
 }
 
 impl Pool {

@@ -2,8 +2,10 @@
 
 use serde::Serialize;
 
-use super::{Sample, Way};
-use crate::Era;
+use super::compare::median;
+use super::load::EVENTS;
+use super::{Sample, Shape, Way};
+use crate::{Era, Figure};
 
 /// Everything measured.
 #[derive(Debug, Serialize)]
@@ -18,6 +20,7 @@ pub(super) struct Report {
 #[derive(Debug, Serialize)]
 struct Line {
     era: String,
+    shape: Shape,
     way: Way,
     per_second: f64,
     closed_p50: f64,
@@ -31,6 +34,8 @@ struct Line {
     /// Round by round to the pass-through of the same round.
     cpu_ratio: f64,
     p50_ratio: f64,
+    /// In the closed loop.
+    closed_p50_ratio: f64,
     per_second_ratio: f64,
     resident_bytes: f64,
 }
@@ -39,8 +44,10 @@ impl Report {
     pub(super) fn new(connections: usize, resident_at_rest: Vec<(Way, u64)>, samples: Vec<Sample>) -> Self {
         let mut medians = Vec::new();
         for era in Era::BOTH {
-            for way in [Way::Direct, Way::PassThrough, Way::Waffles, Way::Bridged] {
-                medians.extend(line(&samples, era, way));
+            for shape in [Shape::Echo, Shape::Large, Shape::Events] {
+                for way in [Way::Direct, Way::PassThrough, Way::Waffles, Way::Bridged, Way::Tokens] {
+                    medians.extend(line(&samples, era, shape, way));
+                }
             }
         }
         Self { connections, resident_at_rest, medians, samples }
@@ -57,8 +64,9 @@ impl Report {
             "CPU is user and system time of the proxy per call (of the upstream itself for the direct way).\n"
         );
         println!(
-            "{:<11} {:<13} {:>8} {:>8} {:>8} {:>8} | {:>7} {:>8} {:>8} {:>8} | {:>8} {:>7} {:>9}",
+            "{:<11} {:<7} {:<13} {:>8} {:>8} {:>8} {:>8} | {:>7} {:>8} {:>8} {:>8} | {:>8} {:>7} {:>9}",
             "era",
+            "answer",
             "way",
             "calls/s",
             "p50",
@@ -78,8 +86,9 @@ impl Report {
                 _ => format!("{:.2}", line.cpu_ratio),
             };
             println!(
-                "{:<11} {:<13} {:>8.0} {:>8.0} {:>8.0} {:>8.0} | {:>7.0} {:>8.0} {:>8.0} {:>8.0} | {:>8.1} {:>7} {:>9.1}",
+                "{:<11} {:<7} {:<13} {:>8.0} {:>8.0} {:>8.0} {:>8.0} | {:>7.0} {:>8.0} {:>8.0} {:>8.0} | {:>8.1} {:>7} {:>9.1}",
                 line.era,
+                line.shape.tool(),
                 line.way.name(),
                 line.per_second,
                 line.closed_p50,
@@ -94,17 +103,20 @@ impl Report {
                 mebibytes(line.resident_bytes),
             );
         }
-        println!();
-        for line in self.medians.iter().filter(|line| line.way == Way::Waffles) {
-            println!(
-                "{}: Waffles costs {:.2} times the CPU of the pass-through, {:.2} times its p50 in the open loop, and serves {:.2} times its calls a second.",
-                line.era, line.cpu_ratio, line.p50_ratio, line.per_second_ratio
-            );
-        }
-        for line in self.medians.iter().filter(|line| line.way == Way::Bridged) {
-            let native = self.medians.iter().find(|other| other.era == line.era && other.way == Way::Waffles);
-            let times = native.map_or(f64::NAN, |native| line.cpu_ratio / native.cpu_ratio);
-            println!("{}: a bridged call costs {times:.2} times the CPU of one that is not.", line.era);
+        println!("\nLatency of events is that of the first one; they are {} a call.\n", EVENTS + 1);
+        for line in &self.medians {
+            for (what, goal, most, seen) in self.judged(line) {
+                let met = if most { seen <= goal } else { seen >= goal };
+                Figure {
+                    promise: "bench".into(),
+                    what: format!("{}: {what}", line.era),
+                    goal: format!("{} {goal:.2} × pass-through", if most { "≤" } else { "≥" }),
+                    measured: format!("{seen:.2}"),
+                    extent: format!("median of {rounds} rounds"),
+                    met,
+                }
+                .note();
+            }
         }
         for (way, bytes) in &self.resident_at_rest {
             println!("{} at rest: {:.1} MiB", way.name(), mebibytes(*bytes as f64));
@@ -112,22 +124,45 @@ impl Report {
     }
 }
 
+impl Report {
+    /// What a line is judged by: what it is, the goal, whether that is the most or the least, and what was seen.
+    fn judged(&self, line: &Line) -> Vec<(&'static str, f64, bool, f64)> {
+        match (line.way, line.shape) {
+            (Way::Waffles, Shape::Echo) => vec![
+                ("CPU of a call", 1.35, true, line.cpu_ratio),
+                ("calls a second", 0.75, false, line.per_second_ratio),
+                ("p50 at 1000 calls a second", 1.15, true, line.p50_ratio),
+            ],
+            (Way::Waffles, Shape::Large) => vec![("CPU of a call of 64 KiB", 1.15, true, line.cpu_ratio)],
+            (Way::Waffles, Shape::Events) => vec![
+                ("CPU of an event", 1.25, true, line.cpu_ratio),
+                ("time to the first event", 1.2, true, line.closed_p50_ratio),
+            ],
+            (Way::Bridged, _) => vec![("CPU of a bridged call", 1.6, true, line.cpu_ratio)],
+            (Way::Tokens, _) => vec![("CPU of a call with a new token", 2.5, true, line.cpu_ratio)],
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// One line a round, so that a long run is seen to live.
-pub(super) fn progress(era: Era, round: usize, samples: &[Sample]) {
+pub(super) fn progress(era: Era, shape: Shape, round: usize, samples: &[Sample]) {
     let figures: Vec<String> = samples
         .iter()
-        .filter(|sample| sample.round == round && sample.era == era.revision())
+        .filter(|sample| sample.round == round && sample.era == era.revision() && sample.shape == shape)
         .map(|sample| {
             let closed = &sample.closed;
             format!("{} {:.0}/s {:.1} us", sample.way.name(), closed.per_second, closed.cpu_micros_per_call)
         })
         .collect();
-    eprintln!("{} round {}: {}", era.revision(), round + 1, figures.join(", "));
+    eprintln!("{} {} round {}: {}", era.revision(), shape.tool(), round + 1, figures.join(", "));
 }
 
-fn line(samples: &[Sample], era: Era, way: Way) -> Option<Line> {
+fn line(samples: &[Sample], era: Era, shape: Shape, way: Way) -> Option<Line> {
     let of = |way: Way| -> Vec<&Sample> {
-        samples.iter().filter(|sample| sample.era == era.revision() && sample.way == way).collect()
+        let fits =
+            |sample: &&Sample| sample.era == era.revision() && sample.way == way && sample.shape == shape;
+        samples.iter().filter(fits).collect()
     };
     let own = of(way);
     if own.is_empty() {
@@ -144,6 +179,7 @@ fn line(samples: &[Sample], era: Era, way: Way) -> Option<Line> {
         |figure: fn(&super::Measured) -> f64| median(own.iter().map(|sample| open(sample, figure)).collect());
     Some(Line {
         era: era.revision().to_owned(),
+        shape,
         way,
         per_second: all(|sample| sample.closed.per_second),
         closed_p50: all(|sample| sample.closed.p50),
@@ -156,6 +192,7 @@ fn line(samples: &[Sample], era: Era, way: Way) -> Option<Line> {
         cpu_micros_per_call: all(|sample| sample.closed.cpu_micros_per_call),
         cpu_ratio: ratio(|sample| sample.closed.cpu_micros_per_call),
         p50_ratio: ratio(|sample| sample.open.as_ref().map_or(f64::NAN, |open| open.p50)),
+        closed_p50_ratio: ratio(|sample| sample.closed.p50),
         per_second_ratio: ratio(|sample| sample.closed.per_second),
         resident_bytes: own
             .iter()
@@ -165,11 +202,6 @@ fn line(samples: &[Sample], era: Era, way: Way) -> Option<Line> {
             .max()
             .unwrap_or(0) as f64,
     })
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn mebibytes(bytes: f64) -> f64 {

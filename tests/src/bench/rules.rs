@@ -7,10 +7,11 @@ use tokio::time::Instant;
 use waffles_core::credential::KeyLimits;
 use waffles_core::policy::{Access, Args as Arguments, Caller, Facts, Question, RuleSpec, decide};
 
+use super::compare::Ratio;
 use super::{Bench, Target, Way, both, child, cores, pin_self};
 use crate::programs::DataPlaneOptions;
 use crate::watchdog::Dir;
-use crate::{DataPlane, Era, Seed};
+use crate::{DataPlane, Figure, Seed};
 
 /// Compares, and times decisions.
 #[derive(Debug, Args)]
@@ -28,7 +29,6 @@ pub(super) struct Rules {
 
 impl Rules {
     /// Prints what it costs.
-    #[allow(clippy::print_stdout, reason = "that is what it is run for")]
     pub(super) async fn run(&self, bench: &Bench) -> anyhow::Result<()> {
         let cores = cores()?;
         pin_self(cores.load)?;
@@ -47,7 +47,8 @@ impl Rules {
         };
         let mut targets = Vec::new();
         let mut proxies = Vec::new();
-        for count in [0, self.rules] {
+        let named = format!("{} rules", self.rules);
+        for (name, count) in [("no rules", 0), (named.as_str(), self.rules)] {
             let mut seed = Seed::new();
             let caller = seed.principal("caller", "user");
             let key = seed.key(caller, KeyLimits::default());
@@ -58,46 +59,25 @@ impl Rules {
             let mut proxy = DataPlane::start_seeded(|dir| seed.save(dir), options()).await;
             proxy.ready().await;
             let (urls, pid) = (both(&proxy.server_url("bench")), proxy.program.pid());
-            targets.push(Target { way: Way::Waffles, urls, bearer: Some(key), pid });
+            targets.push((name, Target { way: Way::Waffles, urls, bearer: Some(key), bearers: None, pid }));
             proxies.push(proxy);
         }
-        for era in bench.era.map_or_else(|| Era::BOTH.to_vec(), |era| vec![era]) {
-            let (mut throughput, mut cpu) = (Vec::new(), Vec::new());
-            for round in 0..bench.rounds() {
-                // Which of them comes first changes, so that neither has the warmer machine.
-                let mut measured = Vec::new();
-                let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
-                for which in order {
-                    measured.push((which, bench.load(&targets[which], era, None, &cores, &dir).await?));
-                }
-                measured.sort_by_key(|(which, _)| *which);
-                let (without, with) = (&measured[0].1, &measured[1].1);
-                throughput.push(with.per_second / without.per_second);
-                cpu.push(with.cpu_micros_per_call / without.cpu_micros_per_call);
-                println!(
-                    "{} round {}: {:.0} calls/s without rules, {:.0} with {}; {:.1} and {:.1} µs CPU a call",
-                    era.revision(),
-                    round + 1,
-                    without.per_second,
-                    with.per_second,
-                    self.rules,
-                    without.cpu_micros_per_call,
-                    with.cpu_micros_per_call,
-                );
+        for era in bench.eras() {
+            let ratios = bench.compare(era, &targets, &cores, &dir).await?;
+            let Ratio { throughput, cpu } = ratios[1];
+            Figure {
+                promise: "bench".into(),
+                what: format!("{}: throughput with {named}", era.revision()),
+                goal: "≥ 0.95 × without".into(),
+                measured: format!("{throughput:.3}, CPU of a call × {cpu:.3}"),
+                extent: format!("median of {} rounds", bench.rounds()),
+                met: throughput >= 0.95,
             }
-            println!(
-                "{}: {} rules against none, median of {} rounds: throughput × {:.3}, CPU per call × {:.3}",
-                era.revision(),
-                self.rules,
-                bench.rounds(),
-                median(&mut throughput),
-                median(&mut cpu),
-            );
+            .note();
         }
         Ok(())
     }
 
-    #[allow(clippy::print_stdout, reason = "that is what it is run for")]
     fn time_decisions(&self) {
         let mut seed = Seed::new();
         let people: Vec<_> = (0..50).map(|number| seed.principal(&format!("p{number}"), "user")).collect();
@@ -143,19 +123,21 @@ impl Rules {
             }
             times.sort_unstable();
             let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] as f64 / 1000.0;
-            println!(
-                "one decision with {} rules, {what}: p50 {:.2} µs, p99 {:.2} µs, p99.9 {:.2} µs",
-                self.rules,
-                at(0.5),
-                at(0.99),
-                at(0.999),
-            );
+            Figure {
+                promise: "bench".into(),
+                what: format!("one decision with {} rules, {what}", self.rules),
+                goal: "p99 ≤ 20 µs".into(),
+                measured: format!("p50 {:.2} µs, p99 {:.2} µs, p99.9 {:.2} µs", at(0.5), at(0.99), at(0.999)),
+                extent: format!("{} decisions", self.decisions),
+                met: at(0.99) <= 20.0,
+            }
+            .note();
         }
     }
 }
 
 /// A policy: by far the most rules are about other people, servers and tools.
-fn specs(count: usize) -> Vec<RuleSpec> {
+pub(super) fn specs(count: usize) -> Vec<RuleSpec> {
     let spec = |number: usize| -> Value {
         let name = format!("rule-{number}");
         match number % 10 {
@@ -189,9 +171,4 @@ fn specs(count: usize) -> Vec<RuleSpec> {
         }
     };
     (0..count).map(|number| serde_json::from_value(spec(number)).expect("it is a rule")).collect()
-}
-
-fn median(of: &mut [f64]) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
 }

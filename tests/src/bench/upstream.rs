@@ -1,12 +1,15 @@
 //! A fast MCP server: right answers in both eras for as little work as possible.
 
 use std::borrow::Cow;
+use std::pin::Pin;
+use std::sync::LazyLock;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Either, Full};
+use hyper::body::{Body, Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -15,6 +18,7 @@ use serde_json::value::RawValue;
 use tokio::net::TcpListener;
 use waffles_runtime::task;
 
+use super::load::{EVENTS, Shape};
 use super::{Listening, announce};
 use crate::Era;
 
@@ -30,6 +34,8 @@ struct Message<'a> {
 
 #[derive(Deserialize)]
 struct Params<'a> {
+    #[serde(borrow, default)]
+    name: Cow<'a, str>,
     #[serde(borrow)]
     arguments: Option<Arguments<'a>>,
 }
@@ -57,7 +63,7 @@ pub(super) async fn serve(only: Option<Era>) -> anyhow::Result<()> {
 async fn answer(
     request: Request<Incoming>,
     only: Option<Era>,
-) -> Result<Response<Full<Bytes>>, hyper::Error> {
+) -> Result<Response<Either<Full<Bytes>, Events>>, hyper::Error> {
     let method = request.method().clone();
     let version = request.headers().get("mcp-protocol-version").and_then(|version| version.to_str().ok());
     let stateless = version == Some(Era::Stateless.revision());
@@ -76,7 +82,13 @@ async fn answer(
     let mut session = false;
     let result: Cow<'_, str> = match message.method.as_ref() {
         "tools/call" => {
+            let name = message.params.as_ref().map_or("", |params| &params.name);
+            if name == Shape::Events.tool() {
+                return Ok(events(id.get()));
+            }
+            let large = name == Shape::Large.tool();
             let text = message.params.and_then(|params| params.arguments).map_or("\"\"", |found| found.message.get());
+            let text = if large { format!("{}{}\"", &text[..text.len() - 1], &*FILLING).into() } else { Cow::from(text) };
             format!(r#"{{"content":[{{"type":"text","text":{text}}}],"isError":false,"resultType":"complete"}}"#).into()
         }
         "initialize" => {
@@ -92,7 +104,7 @@ async fn answer(
         _ => r#"{"resultType":"complete"}"#.into(),
     };
     let body = format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#);
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if session {
         response
@@ -102,8 +114,54 @@ async fn answer(
     Ok(response)
 }
 
-fn empty(status: StatusCode) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::new()));
+fn empty(status: StatusCode) -> Response<Either<Full<Bytes>, Events>> {
+    let mut response = Response::new(Either::Left(Full::new(Bytes::new())));
     *response.status_mut() = status;
     response
+}
+
+/// What makes an answer large: words, since a run of one letter would be kinder than real text.
+static FILLING: LazyLock<String> = LazyLock::new(|| " lorem ipsum".repeat((64 << 10) / 12));
+
+/// An answer in so many events, each written by itself.
+struct Events {
+    id: String,
+    sent: usize,
+    rest: bool,
+}
+
+fn events(id: &str) -> Response<Either<Full<Bytes>, Events>> {
+    let mut response = Response::new(Either::Right(Events { id: id.to_owned(), sent: 0, rest: false }));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    response
+}
+
+impl Body for Events {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        // A pause after each event has it written before the next.
+        if std::mem::take(&mut self.rest) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let event = match self.sent {
+            ..EVENTS => format!(
+                "event: message\ndata: {{\"jsonrpc\":\"2.0\",\"method\":\"notifications/message\",\"params\":{{\"level\":\"info\",\"data\":\"step {}\"}}}}\n\n",
+                self.sent
+            ),
+            EVENTS => format!(
+                "event: message\ndata: {{\"jsonrpc\":\"2.0\",\"id\":{},\"result\":{{\"content\":[{{\"type\":\"text\",\"text\":\"done\"}}],\"resultType\":\"complete\"}}}}\n\n",
+                self.id
+            ),
+            _ => return Poll::Ready(None),
+        };
+        self.sent += 1;
+        self.rest = true;
+        Poll::Ready(Some(Ok(Frame::data(event.into()))))
+    }
 }

@@ -485,3 +485,59 @@ async fn another_tenants_people_are_not_there() {
         StatusCode::NOT_FOUND
     );
 }
+
+#[tokio::test]
+async fn nobody_brings_somebody_under_a_rule_that_gives_more_than_they_hold() {
+    let world = World::new().await;
+    let admin = world.admin().await;
+    for group in ["staff", "guests"] {
+        world.post("/api/v1/groups", &admin, json!({"name": group})).await;
+    }
+    let roles = json!({"name": "empty", "permissions": ["status:read"]});
+    assert_eq!(world.post("/api/v1/roles", &admin, roles).await.status, StatusCode::CREATED);
+    for (name, effect, principals) in [
+        ("staff-may", "allow", json!({"groups": ["staff"]})),
+        ("guests-may-not", "forbid", json!({"groups": ["guests"], "roles": ["empty"]})),
+        ("empty-may", "allow", json!({"roles": ["empty"]})),
+        ("robot-may", "allow", json!({"names": ["robot"]})),
+    ] {
+        let rule = json!({"name": name, "effect": effect, "principals": principals});
+        let made = world.post("/api/v1/policy/rules", &admin, rule).await;
+        assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
+    }
+    let clerk = ["principals:read", "principals:write", "access:read", "access:write", "status:read"];
+    let caller = ["principals:read", "principals:write", "access:write", "gateway:use", "status:read"];
+    let author = ["principals:read", "principals:write", "access:write", "policies:write", "status:read"];
+    let clerk = world.with_role(&admin, "clerk@test", &clerk).await;
+    let caller = world.with_role(&admin, "caller@test", &caller).await;
+    let author = world.with_role(&admin, "author@test", &author).await;
+    let member = |group: &str| format!("/api/v1/groups/{group}/members/clerk@test");
+    let put = async |by: &str, group: &str| world.call("PUT", &member(group), by, Value::Null).await;
+    let take = async |by: &str, group: &str| world.call("DELETE", &member(group), by, Value::Null).await;
+    let robot = async |by: &str| world.post("/api/v1/service-accounts", by, json!({"name": "robot"})).await;
+
+    // Under a rule that allows: by who could do so oneself, or could write the rule.
+    assert_eq!(put(&clerk, "staff").await.fields(), ["group"]);
+    assert_eq!(
+        world.grant(&clerk, "empty", "clerk@test", json!({"kind": "tenant"})).await.fields(),
+        ["role"]
+    );
+    assert_eq!(robot(&clerk).await.fields(), ["name"]);
+    assert_eq!(put(&caller, "staff").await.status, StatusCode::OK);
+    assert_eq!(robot(&author).await.status, StatusCode::CREATED);
+    let granted = world.grant(&caller, "empty", "clerk@test", json!({"kind": "tenant"})).await;
+    assert_eq!(granted.status, StatusCode::CREATED, "{}", granted.body);
+
+    // Out from under one that forbids: only by who could remove the rule.
+    assert_eq!(put(&clerk, "guests").await.status, StatusCode::OK);
+    let path = format!("/api/v1/grants/{}", granted.body["id"].as_str().unwrap());
+    for by in [&clerk, &caller] {
+        assert_eq!(take(by, "guests").await.fields(), ["group"]);
+        let deleted = world.call("DELETE", "/api/v1/groups/guests", by, Value::Null).await;
+        assert_eq!(deleted.fields(), ["group"]);
+        assert_eq!(world.call("DELETE", &path, by, Value::Null).await.fields(), ["role"]);
+    }
+    assert_eq!(take(&author, "guests").await.status, StatusCode::OK);
+    assert_eq!(world.call("DELETE", &path, &author, Value::Null).await.status, StatusCode::NO_CONTENT);
+    assert_eq!(take(&clerk, "staff").await.status, StatusCode::OK);
+}
