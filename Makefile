@@ -30,5 +30,5 @@ bench: ## CPU and latency of a call through Waffles against a bare pass-through 
 	$(CARGO) build --release -p waffles-control-plane -p waffles-data-plane -p waffles-tests --bins
 	$(TARGET)/release/waffles-bench $(BENCH_ARGS)
 
-soak: ## The long versions of tests, with their figures: hours (PAIRS, SEQUENCES, CALLS, EVENTS)
+soak: ## The long versions of tests and all benchmarks, with one table of their figures: hours (sizes: scripts/soak.sh)
 	@scripts/soak.sh

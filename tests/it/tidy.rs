@@ -291,7 +291,7 @@ fn sql_stands_under_store_only() {
 #[test]
 fn every_statement_over_a_tenants_table_names_the_tenant() {
     // What proxies are sent, what log-ins and tokens look for, and housekeeping: for all tenants, by their nature.
-    const FOR_ALL: [(&str, &str); 34] = [
+    const FOR_ALL: [(&str, &str); 35] = [
         ("accounts", "is_token"),
         ("accounts", "forget_tokens"),
         ("audit", "last_position"),
@@ -313,6 +313,7 @@ fn every_statement_over_a_tenants_table_names_the_tenant() {
         ("principals", "rotate_session"),
         ("principals", "session_owner"),
         ("principals", "forget_sessions"),
+        ("principals", "count_all_live_keys"),
         ("rules", "load"),
         ("servers", "load"),
         ("sessions", "announced"),

@@ -81,8 +81,8 @@ struct Group {
     /// When the others wait no longer.
     due: Option<Instant>,
     held_back: Arc<HashMap<ResourceKey, u64>>,
-    /// The latest that were let go again, and how many there were before them.
-    released: VecDeque<ResourceKey>,
+    /// The latest that were let go again, with the stream that took them, and how many there were before them.
+    released: VecDeque<(ResourceKey, u64)>,
     forgotten: usize,
 }
 
@@ -147,7 +147,8 @@ impl Rollouts {
         let total = group.forgotten + group.released.len();
         let new = total.saturating_sub((*released).max(group.forgotten));
         *released = total;
-        let released: Vec<_> = group.released.iter().skip(group.released.len() - new).cloned().collect();
+        let latest = group.released.iter().skip(group.released.len() - new);
+        let released: Vec<_> = latest.filter(|(_, by)| *by != stream).map(|(key, _)| key.clone()).collect();
         match group.members.front() == Some(&stream) {
             true => Reach { through: published, released, ..Reach::default() },
             false => Reach {
@@ -189,7 +190,7 @@ impl Rollouts {
             for key in taken {
                 if group.held_back.contains_key(&key) && refused.iter().all(|(refused, _)| *refused != key) {
                     Arc::make_mut(&mut group.held_back).remove(&key);
-                    group.released.push_back(key);
+                    group.released.push_back((key, stream));
                     news = true;
                 }
             }

@@ -47,7 +47,10 @@ async fn life(admin: &Operator) {
         servers.create_server(admin.ask(create(wanted.clone()))).await.unwrap().into_inner().server.unwrap();
     assert_eq!((made.version, made.enabled, made.tenant.as_str()), (1, true, "default"));
     let shown = servers.get_server(admin.ask(pb::GetServerRequest { name: "demo".into() })).await.unwrap();
-    let shown = shown.into_inner().server.unwrap();
+    let mut shown = shown.into_inner().server.unwrap();
+    // Only who looks is told how it is.
+    let health = shown.health.take().unwrap();
+    assert_eq!((health.state(), health.reason.as_str()), (pb::HealthState::Unknown, "no_report"));
     assert_eq!(shown, made);
     let kept = shown.spec.unwrap();
     assert_eq!((&kept.tags, &kept.tools, &kept.redact), (&wanted.tags, &wanted.tools, &wanted.redact));

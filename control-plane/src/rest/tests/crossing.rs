@@ -94,6 +94,10 @@ fn told(answer: &Answer, asked: [&str; 2]) -> String {
     if let Some(body) = body.as_object_mut() {
         body.remove("request_id");
     }
+    // The first line of an export says when it was made.
+    if let Some(first) = body.get_mut(0).and_then(Value::as_object_mut) {
+        first.remove("exported_at");
+    }
     let text = asked.iter().fold(body.to_string(), |text, one| text.replace(one, "ASKED"));
     format!("{} {text}", answer.status)
 }

@@ -501,7 +501,7 @@ async fn nobody_brings_somebody_under_a_rule_that_gives_more_than_they_hold() {
         ("empty-may", "allow", json!({"roles": ["empty"]})),
         ("robot-may", "allow", json!({"names": ["robot"]})),
     ] {
-        let rule = json!({"name": name, "effect": effect, "principals": principals});
+        let rule = json!({"rule": {"name": name, "effect": effect, "principals": principals}});
         let made = world.post("/api/v1/policy/rules", &admin, rule).await;
         assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
     }
