@@ -297,8 +297,9 @@ impl Record {
                 tracing::warn!(request.id = %self.id, server.name = server, reason, "a message is not served")
             }
         }
+        // What the policy allowed may be stopped by a limit, and then that is what decided.
         if let Some(event) = &mut self.event
-            && event.rule.is_empty()
+            && (event.rule.is_empty() || matches!(reject, Reject::Limited(_)))
         {
             reject.rule().clone_into(&mut event.rule);
         }

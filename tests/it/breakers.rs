@@ -323,23 +323,16 @@ async fn broken_servers_give_one_answer_to_each_call_run_nothing_twice_and_hurt_
         servers.push((name, server));
     }
     let dead = format!("http://127.0.0.1:{}/mcp", free_port());
-    // All of them begin at once, from one address.
-    let strangers = ["--max-strangers-per-address", "100000"].map(str::to_owned).to_vec();
-    let options = DataPlaneOptions { args: strangers, ..DataPlaneOptions::default() };
-    let waffles = Seeded::made(
-        options,
-        |_| {},
-        |seed, _| {
-            for (name, server) in &servers {
-                seed.server(name, &server.url(), |server| {
-                    server.spec.timeouts.first_byte = Duration::from_secs(1);
-                    server.spec.resilience.max_concurrent = 8;
-                    server.spec.resilience.queue = 8;
-                });
-            }
-            seed.server("unreachable", &dead, |_| {});
-        },
-    )
+    let waffles = Seeded::and(|seed, _| {
+        for (name, server) in &servers {
+            seed.server(name, &server.url(), |server| {
+                server.spec.timeouts.first_byte = Duration::from_secs(1);
+                server.spec.resilience.max_concurrent = 8;
+                server.spec.resilience.queue = 8;
+            });
+        }
+        seed.server("unreachable", &dead, |_| {});
+    })
     .await;
     waffles.upstream.on_tool("work", Behaviour::Echo);
     let mut callers = Vec::new();

@@ -229,7 +229,8 @@ async fn what_was_seen_is_said_and_judged_for_what_it_is() {
     let refusal = |code: i64| Behaviour::Error { code, message: "no".into(), data: Value::Null };
     let (tools, plain) = (HealthPolicy { check: HealthCheck::Tools.into(), ..once() }, once());
     let both = |behaviour: Behaviour| vec![("server/discover", behaviour.clone()), ("initialize", behaviour)];
-    let cases: Vec<(&str, HealthPolicy, Vec<(&str, Behaviour)>, HealthState, &str, &str)> = vec![
+    type Case<'a> = (&'a str, HealthPolicy, Vec<(&'a str, Behaviour)>, HealthState, &'a str, &'a str);
+    let cases: Vec<Case<'_>> = vec![
         (
             "none",
             tools,

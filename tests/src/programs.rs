@@ -527,6 +527,12 @@ impl DataPlane {
         if let Some(name) = &options.name {
             command.args(["--name", name]);
         }
+        // A program that is built for debugging, among tests that run beside each other, is late and busy all the time.
+        for (flag, value) in [("--max-lag", "10s"), ("--max-strangers-per-address", "100000")] {
+            if cfg!(debug_assertions) && !options.args.iter().any(|arg| arg.starts_with(flag)) {
+                command.args([flag, value]);
+            }
+        }
         command.args(&options.args).envs(options.env.iter().map(|(name, value)| (name, value)));
         let mut program = Program::spawn("waffles-data-plane", command, dir.join("stderr.log"));
         let announced = program.announced(PATIENCE).await;

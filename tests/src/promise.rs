@@ -30,7 +30,6 @@ pub struct Figure {
 
 impl Figure {
     /// Appends the figure to the file that [`VARIABLE`] names, and prints it.
-    #[expect(clippy::disallowed_methods, reason = "a test binary has no settings of its own")]
     pub fn note(&self) {
         let line = serde_json::to_string(self).unwrap();
         eprintln!("figure: {line}");

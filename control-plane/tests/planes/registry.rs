@@ -22,7 +22,7 @@ async fn a_server_lives_from_registration_to_retirement() {
     for database in Database::all().await {
         let plane = Plane::start(&database).await;
         let admin = plane.sign_in().await;
-        life(&admin).await;
+        Box::pin(life(&admin)).await;
         plane.stop().await;
         database.drop().await;
     }
