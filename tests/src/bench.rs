@@ -27,7 +27,7 @@ use waffles_proto::policy::v1::ReplaceRulesRequest;
 
 use crate::programs::{self, ControlPlaneOptions, DataPlaneOptions, Program};
 use crate::watchdog::Dir;
-use crate::{Era, PATIENCE, Waffles, WafflesOptions};
+use crate::{DataPlane, Era, PATIENCE, Seed, Waffles, WafflesOptions};
 pub use load::{Measured, Shape};
 
 /// Between two rounds proxies upload what they recorded, so that one round does not pay for another.
@@ -296,19 +296,13 @@ impl Bench {
     }
 
     async fn start_waffles(&self, cores: &Cores, upstream: &str) -> anyhow::Result<Waffles> {
-        let quiet = || vec!["--log".to_owned(), "warn".to_owned()];
         let waffles = Waffles::with(WafflesOptions {
             control_plane: ControlPlaneOptions {
                 cpu: Some(cores.control_plane),
-                args: quiet(),
+                args: ["--log", "warn"].map(str::to_owned).to_vec(),
                 ..ControlPlaneOptions::default()
             },
-            data_plane: DataPlaneOptions {
-                workers: 1,
-                cpu: Some(cores.proxy),
-                args: quiet(),
-                ..DataPlaneOptions::default()
-            },
+            data_plane: on_its_core(cores, &["--log", "warn"]),
             ..WafflesOptions::default()
         })
         .await;
@@ -360,6 +354,19 @@ impl Bench {
 
 fn both(url: &str) -> [String; 2] {
     [url.to_owned(), url.to_owned()]
+}
+
+/// What a proxy is started with that has one thread, and a core for it.
+fn on_its_core(cores: &Cores, flags: &[&str]) -> DataPlaneOptions {
+    let args = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    DataPlaneOptions { workers: 1, cpu: Some(cores.proxy), args, ..DataPlaneOptions::default() }
+}
+
+/// A proxy without a control plane, on its core.
+async fn alone(seed: &Seed, cores: &Cores, flags: &[&str]) -> DataPlane {
+    let mut proxy = DataPlane::start_seeded(|dir| seed.save(dir), on_its_core(cores, flags)).await;
+    proxy.ready().await;
+    proxy
 }
 
 async fn child(part: &str, args: &[String], cpu: usize, dir: &Dir) -> (Program, std::net::SocketAddr) {

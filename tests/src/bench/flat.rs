@@ -4,10 +4,9 @@
 use clap::Args;
 use waffles_core::credential::KeyLimits;
 
-use super::{Bench, Target, Way, both, child, cores, pin_self};
-use crate::programs::DataPlaneOptions;
+use super::{Bench, Target, Way, alone, both, child, cores, pin_self};
 use crate::watchdog::Dir;
-use crate::{DataPlane, Figure, Seed};
+use crate::{Figure, Seed};
 
 /// What few is.
 const FEW: usize = 10;
@@ -47,14 +46,7 @@ impl Flat {
             }
             seed.server("bench", &url, |_| {});
             let key = seed.key(caller, KeyLimits::default());
-            let options = DataPlaneOptions {
-                workers: 1,
-                cpu: Some(cores.proxy),
-                args: vec!["--log".to_owned(), "warn".to_owned()],
-                ..DataPlaneOptions::default()
-            };
-            let mut proxy = DataPlane::start_seeded(|dir| seed.save(dir), options).await;
-            proxy.ready().await;
+            let proxy = alone(&seed, &cores, &["--log", "warn"]).await;
             let (urls, pid) = (both(&proxy.server_url("bench")), proxy.program.pid());
             targets.push((name, Target { way: Way::Waffles, urls, bearer: Some(key), bearers: None, pid }));
             proxies.push(proxy);

@@ -10,11 +10,12 @@ use tokio::time::{Instant, interval};
 use waffles_core::credential::KeyLimits;
 use waffles_runtime::task;
 
-use super::{Bench, Cores, Listening, Measured, Target, Way, announce, both, child, cores, pin_self};
+use super::compare::median;
+use super::{Bench, Cores, Listening, Measured, Target, Way, alone, announce, both, child, cores, pin_self};
 use crate::mcp_client::stateless_meta;
-use crate::programs::{self, DataPlaneOptions, Program, http_client};
+use crate::programs::{self, Program, http_client};
 use crate::watchdog::Dir;
-use crate::{Behaviour, DataPlane, Era, Figure, McpServer, Seed};
+use crate::{Behaviour, Era, Figure, McpServer, Seed};
 
 /// What the promise allows.
 const GOAL: f64 = 1.2;
@@ -141,14 +142,7 @@ impl Neighbours {
             seed.server(fare.name(), &format!("http://{addr}/mcp"), |_| {});
             others.push(program);
         }
-        let options = DataPlaneOptions {
-            workers: 1,
-            cpu: Some(cores.proxy),
-            args: vec!["--log".to_owned(), "error".to_owned()],
-            ..DataPlaneOptions::default()
-        };
-        let mut proxy = DataPlane::start_seeded(|dir| seed.save(dir), options).await;
-        proxy.ready().await;
+        let proxy = alone(&seed, &cores, &["--log", "error"]).await;
         let (urls, pid) = (both(&proxy.server_url("healthy")), proxy.program.pid());
         let target = Target { way: Way::Waffles, urls, bearer: Some(key.clone()), bearers: None, pid };
         let mut p99 = vec![Vec::new(); Fare::ALL.len()];
@@ -173,9 +167,7 @@ impl Neighbours {
         }
         let normal = p99[0].clone();
         for (fare, found) in Fare::ALL.iter().zip(&p99).skip(1) {
-            let mut ratios: Vec<f64> =
-                found.iter().zip(&normal).map(|(with, without)| with / without).collect();
-            let ratio = median(&mut ratios);
+            let ratio = median(found.iter().zip(&normal).map(|(with, without)| with / without).collect());
             let rounds = bench.rounds();
             println!(
                 "p99 of a healthy server beside a {} one: × {ratio:.3}, median of {rounds} rounds",
@@ -216,9 +208,4 @@ impl Neighbours {
     ) -> anyhow::Result<Measured> {
         bench.load(target, (Era::Stateless, super::Shape::Echo), Some(self.rate), cores, dir).await
     }
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
 }

@@ -14,10 +14,9 @@ use waffles_core::credential::KeyLimits;
 use waffles_runtime::process;
 
 use super::load::{Asked, Connection, Load};
-use super::{child, cores, parse_era, pin_self};
-use crate::programs::DataPlaneOptions;
+use super::{alone, child, cores, parse_era, pin_self};
 use crate::watchdog::Dir;
-use crate::{DataPlane, Dice, Era, Figure, Seed};
+use crate::{Dice, Era, Figure, Seed};
 
 /// How long a client thinks between two calls.
 const THINK: Duration = Duration::from_millis(100);
@@ -89,14 +88,7 @@ impl Overload {
         seed.server("bench", &format!("http://{addr}/mcp"), |_| {});
         // All of them are one address, and connect before they say who they are.
         let flags = ["--log", "warn", "--max-strangers-per-address", "20000", "--max-lag", &self.max_lag];
-        let options = DataPlaneOptions {
-            workers: 1,
-            cpu: Some(cores.proxy),
-            args: flags.map(str::to_owned).to_vec(),
-            ..DataPlaneOptions::default()
-        };
-        let mut proxy = DataPlane::start_seeded(|dir| seed.save(dir), options).await;
-        proxy.ready().await;
+        let proxy = alone(&seed, &cores, &flags).await;
         let load = Rc::new(Load {
             url: proxy.server_url("bench"),
             bearer: Some(key),

@@ -8,10 +8,9 @@ use waffles_core::credential::KeyLimits;
 use waffles_core::policy::{Access, Args as Arguments, Caller, Facts, Question, RuleSpec, decide};
 
 use super::compare::Ratio;
-use super::{Bench, Target, Way, both, child, cores, pin_self};
-use crate::programs::DataPlaneOptions;
+use super::{Bench, Target, Way, alone, both, child, cores, pin_self};
 use crate::watchdog::Dir;
-use crate::{DataPlane, Figure, Seed};
+use crate::{Figure, Seed};
 
 /// Compares, and times decisions.
 #[derive(Debug, Args)]
@@ -39,12 +38,6 @@ impl Rules {
         }
         let (_upstream, addr) = child("upstream", &[], cores.upstream, &dir).await;
         let url = format!("http://{addr}/mcp");
-        let options = || DataPlaneOptions {
-            workers: 1,
-            cpu: Some(cores.proxy),
-            args: vec!["--log".to_owned(), "warn".to_owned()],
-            ..DataPlaneOptions::default()
-        };
         let mut targets = Vec::new();
         let mut proxies = Vec::new();
         let named = format!("{} rules", self.rules);
@@ -56,8 +49,7 @@ impl Rules {
             for spec in specs(count) {
                 seed.rule(spec);
             }
-            let mut proxy = DataPlane::start_seeded(|dir| seed.save(dir), options()).await;
-            proxy.ready().await;
+            let proxy = alone(&seed, &cores, &["--log", "warn"]).await;
             let (urls, pid) = (both(&proxy.server_url("bench")), proxy.program.pid());
             targets.push((name, Target { way: Way::Waffles, urls, bearer: Some(key), bearers: None, pid }));
             proxies.push(proxy);

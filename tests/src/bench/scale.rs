@@ -17,6 +17,7 @@ use waffles_core::server::{Marks, ToolMark};
 use waffles_proto::proxy::v1::CreateJoinTokenRequest;
 use waffles_proto::registry::v1::{self as registry, CreateServerRequest, ServerSpec};
 
+use super::compare::median;
 use crate::member::{self, Followed, Member};
 use crate::programs::{ControlPlaneOptions, DataPlane, DataPlaneOptions};
 use crate::promise::Figure;
@@ -148,7 +149,7 @@ impl Scale {
                 }
             }
         }
-        let medians: Vec<f64> = rounds.iter_mut().map(|times| median(times)).collect();
+        let medians: Vec<f64> = rounds.into_iter().map(median).collect();
         let ratio = medians.last().copied().unwrap_or(0.0) / medians.first().copied().unwrap_or(1.0);
         Figure {
             promise: "P06".into(),
@@ -447,11 +448,6 @@ fn marks(tools: usize) -> Vec<ToolMark> {
 
 fn quiet() -> Vec<String> {
     vec!["--log".to_owned(), "warn".to_owned()]
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 fn note(promise: &str, what: &str, time: Duration, limit: Duration) {

@@ -7,8 +7,7 @@ use anyhow::Context as _;
 use uuid::Uuid;
 
 use super::rules::specs;
-use super::{Cores, Target, Way, both};
-use crate::programs::DataPlaneOptions;
+use super::{Cores, Target, Way, alone, both};
 use crate::watchdog::Dir;
 use crate::{DataPlane, Seed};
 
@@ -30,14 +29,7 @@ impl Tokens {
         for spec in specs(rules) {
             seed.rule(spec);
         }
-        let options = DataPlaneOptions {
-            workers: 1,
-            cpu: Some(cores.proxy),
-            args: vec!["--log".to_owned(), "warn".to_owned()],
-            ..DataPlaneOptions::default()
-        };
-        let mut proxy = DataPlane::start_seeded(|dir| seed.save(dir), options).await;
-        proxy.ready().await;
+        let proxy = alone(&seed, cores, &["--log", "warn"]).await;
         Self { proxy, seed, caller }
     }
 
