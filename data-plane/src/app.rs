@@ -294,13 +294,7 @@ impl Bound {
             }
         });
         let current = Arc::clone(&worker.current);
-        let buffers = Arc::clone(worker.common.memory.buffers());
-        let upstream = Upstream::new(
-            worker.outbound.clone(),
-            Arc::clone(&current),
-            buffers,
-            Arc::clone(&shared.standings),
-        );
+        let upstream = worker.upstream();
         let means = Means {
             shared: Arc::clone(&shared),
             upstream: upstream.clone(),
@@ -376,14 +370,14 @@ impl Worker {
         Ok(threads)
     }
 
+    /// A way to the servers, with connections of its own.
+    fn upstream(&self) -> Upstream {
+        let (buffers, standings) = (Arc::clone(&self.shared.buffers), Arc::clone(&self.shared.standings));
+        Upstream::new(self.outbound.clone(), Arc::clone(&self.current), buffers, standings)
+    }
+
     async fn serve(self, socket: std::net::TcpListener) -> std::io::Result<()> {
-        let buffers = Arc::clone(self.common.memory.buffers());
-        let upstream = Upstream::new(
-            self.outbound,
-            Arc::clone(&self.current),
-            buffers,
-            Arc::clone(&self.shared.standings),
-        );
+        let upstream = self.upstream();
         let overload = Overload::new(&self.common);
         let sweeper = sweep(upstream.clone(), Arc::clone(&self.current));
         let metrics = self.desk.metrics.clone();

@@ -219,13 +219,11 @@ impl Course<'_> {
             None => standing.pick(self.tried, now),
             Some(endpoint) => {
                 let state = standing.endpoint(endpoint).ok_or(Reject::UnknownSession)?;
-                match self.manner {
-                    Manner::Looks => Ok(Picked { endpoint, trial: false }),
-                    _ => {
-                        let admitted = state.breaker.admit(&standing.rules.breaker, now);
-                        admitted.map(|trial| Picked { endpoint, trial }).map_err(Some)
-                    }
-                }
+                let admitted = match self.manner {
+                    Manner::Looks => Ok(false),
+                    _ => state.breaker.admit(&standing.rules.breaker, now),
+                };
+                admitted.map(|trial| Picked { endpoint, trial }).map_err(Some)
             }
         };
         picked.map_err(|wait| {
