@@ -201,6 +201,10 @@ pub fn micros(time: DateTime<Utc>) -> DateTime<Utc> {
 /// Makes a text fit for a record: control characters, which could forge lines or colour a terminal, and the
 /// bidirectional overrides become U+FFFD; at most `most` bytes.
 pub fn clean(text: &str, most: usize) -> String {
+    // Almost every name is of this kind.
+    if text.len() <= most && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return text.to_owned();
+    }
     let bad = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let mut clean = String::with_capacity(text.len().min(most));
     for c in text.chars() {

@@ -147,7 +147,11 @@ impl Place {
 
 /// The fields that were there, in the order of the text; a message has few, so a list beats an array of all slots.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Fields(Vec<Field>);
+pub(crate) struct Fields {
+    list: Vec<Field>,
+    /// The envelope has keys that JSON-RPC does not know.
+    foreign: bool,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Field {
@@ -159,16 +163,21 @@ struct Field {
 
 impl Fields {
     pub(crate) fn new() -> Self {
-        Self(Vec::with_capacity(12))
+        Self { list: Vec::with_capacity(12), foreign: false }
     }
 
     pub(crate) fn get(&self, slot: Slot) -> Option<Span> {
-        self.0.iter().find(|field| field.slot == slot).map(|field| field.value)
+        self.list.iter().find(|field| field.slot == slot).map(|field| field.value)
+    }
+
+    /// Whether the envelope has a key that is not JSON-RPC's.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.foreign
     }
 
     /// A field with its key, from the key's quote to the end of the value.
     pub(crate) fn member(&self, slot: Slot) -> Option<Range<usize>> {
-        let field = self.0.iter().find(|field| field.slot == slot)?;
+        let field = self.list.iter().find(|field| field.slot == slot)?;
         Some(field.key as usize..field.value.range().end)
     }
 
@@ -195,11 +204,12 @@ impl Fields {
                 if place.refuses_folded() && rows.iter().any(|(name, ..)| folds_to(key, name)) {
                     return Err(Fault::CaseFoldedKey);
                 }
+                self.foreign |= place == Place::Envelope;
                 return scanner.value().map(drop);
             };
             if *slot == Slot::Id && self.get(Slot::Id).is_some() {
                 // Neither id may be echoed: the caller could be waiting for the other one.
-                self.0.retain(|field| field.slot != Slot::Id);
+                self.list.retain(|field| field.slot != Slot::Id);
                 return Err(Fault::DuplicateKey);
             }
             // The scan refuses texts whose offsets do not fit.
@@ -208,7 +218,7 @@ impl Fields {
                 Some(place) if scanner.peek() == Some(b'{') => self.read_object(scanner, *place)?,
                 _ => scanner.value()?,
             };
-            self.0.push(Field { slot: *slot, key, value });
+            self.list.push(Field { slot: *slot, key, value });
             Ok(())
         })
     }

@@ -266,8 +266,15 @@ impl Message {
         self.fields.is_a(slot, json)
     }
 
-    /// The envelope written anew; `params`, `result` and `error` byte for byte, unknown envelope keys left out.
+    /// The message for the next hop, without envelope keys that JSON-RPC does not know. A text that has none is passed on
+    /// as it came: it has one reading only, and is shared, not copied. Where a message waits for long, take
+    /// [`Message::rewrite_with`] instead, which keeps nothing but its own bytes.
     pub fn rewrite(&self) -> Bytes {
+        // A null id is no id.
+        let id_is_kept = self.id.is_some() || self.fields.get(Slot::Id).is_none();
+        if !self.fields.is_foreign() && id_is_kept {
+            return self.bytes.clone();
+        }
         self.rewrite_with(None, &[])
     }
 
@@ -276,7 +283,7 @@ impl Message {
         self.rewrite_with(Some(id), &[])
     }
 
-    /// As [`Message::rewrite`], with another id, and with other (decoded) strings in some fields, for example
+    /// The envelope written anew, `params`, `result` and `error` byte for byte, with another id, and with other (decoded) strings in some fields, for example
     /// `(Slot::Name, "search")` where a prefix was taken off. A slot that the message does not have is passed over.
     pub fn rewrite_with(&self, id: Option<&Id>, edits: &[(Slot, &str)]) -> Bytes {
         let mut edits: Vec<_> = edits

@@ -366,27 +366,29 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// How many bytes from the start are neither a quote, a backslash nor a control character; eight bytes at a time.
+/// How many bytes from the start are neither a quote, a backslash nor a control character: most of a long text is passed
+/// over in blocks, which the compiler compares with one instruction a few bytes at a time.
 fn plain_prefix(bytes: &[u8]) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGH: u64 = 0x8080_8080_8080_8080;
-    let mut rest = bytes;
+    const BLOCK: usize = 64;
+    let ends = |byte: u8| (byte == b'"') | (byte == b'\\') | (byte < 0x20);
     let mut count = 0;
-    while let Some((chunk, behind)) = rest.split_first_chunk::<8>() {
-        let word = u64::from_le_bytes(*chunk);
-        // `(x - 1) & !x` sets the high bit of the lowest zero byte; bits above the lowest hit may be false.
-        let quote = word ^ (ONES * u64::from(b'"'));
-        let slash = word ^ (ONES * u64::from(b'\\'));
-        let hits = (quote.wrapping_sub(ONES) & !quote)
-            | (slash.wrapping_sub(ONES) & !slash)
-            | (word.wrapping_sub(ONES * 0x20) & !word);
-        if hits & HIGH != 0 {
-            return count + ((hits & HIGH).trailing_zeros() / 8) as usize;
+    let mut rest = bytes;
+    // Most strings are short, so a block is tried only behind a few bytes that are plain.
+    while let Some((&byte, behind)) = rest.split_first().filter(|_| count < 16) {
+        if ends(byte) {
+            return count;
         }
-        count += 8;
+        count += 1;
         rest = behind;
     }
-    count + rest.iter().take_while(|byte| !matches!(byte, b'"' | b'\\' | 0..0x20)).count()
+    while let Some((block, behind)) = rest.split_first_chunk::<BLOCK>() {
+        if block.iter().fold(false, |found, &byte| found | ends(byte)) {
+            break;
+        }
+        count += BLOCK;
+        rest = behind;
+    }
+    count + rest.iter().take_while(|&&byte| !ends(byte)).count()
 }
 
 /// Whether `key` reads as `known` to a reader that ignores case: ASCII letters, U+017F for `s`, U+212A for `k`.

@@ -485,7 +485,8 @@ impl Feed {
         };
         let wanted = session.log_level().as_deref().and_then(notice::level_rank).unwrap_or(0);
         let level = message.text(Slot::Level).and_then(|level| notice::level_rank(&level));
-        if level.is_some_and(|level| level < wanted) || !standing.try_send(message.rewrite()) {
+        // A copy: what waits for a slow client must not keep the whole chunk that it came in.
+        if level.is_some_and(|level| level < wanted) || !standing.try_send(message.rewrite_with(None, &[])) {
             means.desk.metrics.dropped("log_not_wanted");
         }
     }
