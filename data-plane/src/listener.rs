@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -19,6 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use waffles_runtime::drain::Drain;
 use waffles_runtime::{listen, task};
@@ -38,7 +38,9 @@ const MAX_HEAD: usize = 32 * 1024;
 /// Most streams of one connection that we reset for a client's mistakes before the connection is closed
 /// (CVE-2025-8671).
 const MAX_LOCAL_RESETS: usize = 100;
-/// Most connections that are taken after the drain has started.
+/// How long handshakes that are under way may take once the drain has started.
+const HANDSHAKES: Duration = Duration::from_millis(300);
+/// Most connections that are taken then.
 const MAX_LEFT: usize = 4096;
 
 /// What one thread accepts with.
@@ -60,6 +62,7 @@ pub struct Listener {
 impl Listener {
     /// Accepts until the drain starts, and then what has come until then. Whoever holds a `Hold` keeps the process alive.
     pub async fn run(self, drain: Drain) {
+        let _hold = drain.hold();
         let http = Arc::new(http());
         let connections = Arc::new(Connections::default());
         let keeper = Arc::clone(&connections).keep(Arc::clone(&self.memory), drain.clone());
@@ -72,11 +75,15 @@ impl Listener {
             };
             self.take(stream, peer, &http, &connections, &drain);
         }
-        // The kernel has accepted these already; closed with the socket, they would be reset.
+        // What the kernel has accepted already would be reset with the socket, as would be what shakes hands meanwhile.
+        if let Err(error) = listen::hush(&self.socket) {
+            tracing::debug!(%error, "connections that come at the very end may be reset");
+        }
+        let until = Instant::now() + HANDSHAKES;
         for _ in 0..MAX_LEFT {
-            match listen::accept(&self.socket).now_or_never() {
-                Some((stream, peer)) => self.take(stream, peer, &http, &connections, &drain),
-                None => return,
+            match timeout_at(until, listen::accept(&self.socket)).await {
+                Ok((stream, peer)) => self.take(stream, peer, &http, &connections, &drain),
+                Err(_) => return,
             }
         }
     }

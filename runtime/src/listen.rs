@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 const BACKLOG: i32 = 1024;
@@ -50,6 +50,23 @@ pub fn bind_many(addr: SocketAddr, count: usize) -> io::Result<Vec<std::net::Tcp
 /// When the runtime cannot watch the socket.
 pub fn adopt(listener: std::net::TcpListener) -> io::Result<TcpListener> {
     TcpListener::from_std(listener)
+}
+
+/// Lets nobody knock any more: the kernel passes over requests for a connection, whose senders ask again after a second and
+/// then find the port closed, or somebody else behind it. Whoever shook hands before, or is about to, is still accepted.
+/// Without this, a connection that comes between the last [`accept`] and the end of the socket is reset.
+///
+/// # Errors
+/// When the kernel does not take the filter.
+pub fn hush(listener: &TcpListener) -> io::Result<()> {
+    // Classic BPF over the TCP header (RFC 9293 3.1): a SYN without an ACK is dropped, all else passes.
+    SockRef::from(listener).attach_filter(&[
+        SockFilter::new(0x30, 0, 0, 13),
+        SockFilter::new(0x54, 0, 0, 0x12),
+        SockFilter::new(0x15, 0, 1, 0x02),
+        SockFilter::new(0x06, 0, 0, 0),
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    ])
 }
 
 /// The next connection, with `TCP_NODELAY` set. Errors of one connection are skipped; errors of the
@@ -118,6 +135,22 @@ mod tests {
             let stream = TcpStream::connect(addrs[0]).await.unwrap();
             assert_eq!(receiver.recv().await.unwrap(), stream.local_addr().unwrap());
         }
+    }
+
+    #[tokio::test]
+    async fn who_knocked_before_is_let_in_and_nobody_after() {
+        let listener = adopt(bind(LOCAL, false).unwrap()).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let before = TcpStream::connect(addr).await.unwrap();
+        hush(&listener).unwrap();
+        let after = crate::task::spawn("late", TcpStream::connect(addr));
+        assert_eq!(accept(&listener).await.1, before.local_addr().unwrap());
+        let other = tokio::time::timeout(Duration::from_millis(200), accept(&listener)).await;
+        assert!(other.is_err() && !after.is_finished());
+        drop(listener);
+        // It asks again after a second, and nothing of it is lost.
+        let refused = tokio::time::timeout(Duration::from_secs(10), after).await.unwrap().unwrap();
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     }
 
     /// Runs itself again in a process that may open few files, since a limit is one a process.

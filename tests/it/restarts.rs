@@ -155,11 +155,8 @@ async fn restarting_one_of_two_proxies_loses_no_call() {
         met: failures.is_empty(),
     }
     .note();
-    // Between the last look at the socket and its end a connection may come that nobody serves: seldom, and the promise of the
-    // long run is that it does not happen at all.
-    let most = if restarts < 20 { made / 100 } else { 0 };
     assert!(
-        failures.len() <= most,
+        failures.is_empty(),
         "{} of {made} calls: {:#?}",
         failures.len(),
         failures.iter().take(5).collect::<Vec<_>>()
