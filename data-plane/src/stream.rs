@@ -31,6 +31,9 @@ use crate::reject::{Reject, UpstreamFault};
 use crate::state::Current;
 use crate::upstream::Lease;
 
+/// So many events of one stream are passed on before the thread looks after others: a server that says much at once must not
+/// hold up who waits for another.
+const TURN: u32 = 64;
 /// Most bytes of a server's answer, in one piece or as a stream.
 pub const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// A quiet stream says that it is alive this often, for the intermediaries on its way.
@@ -150,6 +153,8 @@ pub struct Relay {
     asked: bool,
     /// The server gives event ids: a client can come back for the rest.
     resumable: bool,
+    /// Events that were passed on since others had their turn.
+    turn: u32,
     pace: Pace,
     /// An event that comes too early waits until then.
     early: Option<Instant>,
@@ -171,6 +176,7 @@ impl Relay {
             said: now,
             asked: false,
             resumable: false,
+            turn: 0,
             pace: Pace::new(now),
             early: None,
         };
@@ -180,6 +186,17 @@ impl Relay {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.turn >= TURN {
+            self.turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let polled = self.next(cx);
+        self.turn = if polled.is_ready() { self.turn + 1 } else { 0 };
+        polled
+    }
+
+    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             if let Some(bytes) = self.out.pop_front() {
                 self.said = Instant::now();
