@@ -355,7 +355,10 @@ impl Worker {
         let mut threads = Vec::with_capacity(sockets.len());
         for (i, socket) in sockets.into_iter().enumerate() {
             let worker = self.clone();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .event_interval(overload::LOOK_EVERY)
+                .build()?;
             let thread = thread::Builder::new().name(format!("worker {i}")).spawn(move || {
                 runtime.block_on(async move {
                     if let Err(error) = worker.serve(socket).await {

@@ -118,7 +118,7 @@ pub struct Config {
     pub max_in_flight: u32,
 
     /// How late a thread may be for long; beyond that, part of the calls is turned away
-    #[arg(long, env = "WAFFLES_MAX_LAG", default_value = "10ms", value_name = "TIME",
+    #[arg(long, env = "WAFFLES_MAX_LAG", default_value = "7ms", value_name = "TIME",
           value_parser = humantime::parse_duration)]
     pub max_lag: Duration,
 

@@ -29,8 +29,13 @@ pub use self::pace::Pace;
 use crate::metrics::Metrics;
 use crate::reject::Reject;
 
+/// A thread looks for what has come, and for timers that are due, after so many steps of work: what is new waits behind no more
+/// than that, even where a step is dear.
+pub const LOOK_EVERY: u32 = 16;
 /// How often a busy thread looks how late it is.
 const TICK: Duration = Duration::from_millis(5);
+/// The same while it turns work away, or did of late: what it turns away shall follow its queue closely.
+const SHORT_TICK: Duration = Duration::from_millis(1);
 /// How often gauges are brought up to date.
 const GAUGES: Duration = Duration::from_secs(1);
 /// After so many ticks without a request a thread stops looking, until one comes: idleness shall cost nothing.
@@ -214,14 +219,14 @@ impl Overload {
                 quiet = 0;
                 worked = thread_time();
             }
-            let due = Instant::now() + TICK;
+            let due = Instant::now() + if lag.is_wary() { SHORT_TICK } else { TICK };
             tokio::time::sleep_until(due).await;
             let now = Instant::now();
             let before = std::mem::replace(&mut worked, thread_time());
             let late = now.saturating_duration_since(due).min(worked.saturating_sub(before));
             self.pressure.store(lag.sample(now, late), Relaxed);
             self.lag_micros.store(u32::try_from(late.as_micros()).unwrap_or(u32::MAX), Relaxed);
-            let busy = self.touched.swap(false, Relaxed) || lag.is_shedding();
+            let busy = self.touched.swap(false, Relaxed) || lag.is_wary();
             quiet = if busy { 0 } else { quiet + 1 };
         }
     }

@@ -174,7 +174,7 @@ impl Record {
             return;
         };
         self.method = head.method.label();
-        event.action = format!("mcp.{}", clean(head.method.as_str(), 128));
+        event.action = ["mcp.", &clean(head.method.as_str(), 128)].concat();
         if let Some(name) = &head.name {
             event.target = clean(name, MAX_TEXT);
         }
