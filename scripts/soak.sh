@@ -58,11 +58,13 @@ try "limits, $WINDOWS windows of a flood" soak limits::
 try "scale: $MUTATIONS damaged snapshots, 400 days alone, faults of the database" soak scale::
 try "$KILLS proxies killed under load" soak every_answer_is_in_the_audit_once_though_proxies_are_killed
 try "$EDITS changes of an audit trail" soak whatever_is_done_to_a_trail_is_found_where_it_was_done
-try "attacks on memory" soak no_attack_takes_more_memory_than_there_is
 try "$RESTARTS restarts under $RESTART_CALLS calls" soak restarting_one_of_two_proxies_loses_no_call
 try "$BROKEN calls of each of eight servers" soak broken_servers_give_one_answer
 step "programs as they are shipped" \
   cargo build --release -p waffles-control-plane -p waffles-data-plane -p waffles-tests --bins
+# Memory is that of the programs as they are shipped.
+try "attacks on memory" env WAFFLES_TEST_PROGRAMS="$target/release" \
+  "$target/debug/with-services" cargo test -p waffles-tests --test it -- no_attack_takes_more_memory_than_there_is
 try "a call, beside a bare pass-through" bench
 try "a policy of 1000 rules" bench rules
 try "few and many servers and keys" bench flat
@@ -73,7 +75,7 @@ for era in stateless sessions; do
   try "overload, $era" bench overload --era "$era"
 done
 try "overload by clients that do not wait" bench overload --rude
-try "healthy servers beside broken ones" bench neighbours
+try "healthy servers beside broken ones" bench --rounds 9 neighbours
 cargo run -q -p waffles-tests --bin waffles-report -- "$WAFFLES_REPORT" >"$page"
 printf '\n'
 cat "$page"

@@ -25,13 +25,10 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("it is bound").port()
 }
 
-/// Where the program of this name is: beside the test executable, in the target directory of its profile.
+/// Where the program of this name is: beside the test executable, in the target directory of its profile, or where
+/// `WAFFLES_TEST_PROGRAMS` says: what is told of memory and time, is told of the programs as they are shipped.
 pub fn path(name: &str) -> PathBuf {
-    let mut dir = std::env::current_exe().expect("a process knows its program");
-    dir.pop();
-    if dir.ends_with("deps") {
-        dir.pop();
-    }
+    let dir = std::env::var_os("WAFFLES_TEST_PROGRAMS").map_or_else(beside, PathBuf::from);
     let path = dir.join(name);
     assert!(
         path.exists(),
@@ -39,6 +36,15 @@ pub fn path(name: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+fn beside() -> PathBuf {
+    let mut dir = std::env::current_exe().expect("a process knows its program");
+    dir.pop();
+    if dir.ends_with("deps") {
+        dir.pop();
+    }
+    dir
 }
 
 /// A command for one of our programs, without settings of the environment that would reach it.
@@ -56,6 +62,17 @@ pub fn command(name: &str, cpu: Option<usize>) -> Command {
         command.env_remove(name);
     }
     command
+}
+
+/// The command, for a program that runs only while the core has nothing else to do.
+fn idle(inner: &Command) -> Command {
+    let inner = inner.as_std();
+    let mut outer = Command::new("chrt");
+    outer.args(["--idle", "0"]).arg(inner.get_program()).args(inner.get_args());
+    for (name, _) in inner.get_envs() {
+        outer.env_remove(name);
+    }
+    outer
 }
 
 /// As [`command`], for a program that may open so many files.
@@ -214,7 +231,7 @@ pub struct ControlPlaneOptions {
     /// More flags.
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
-    /// The core it is bound to.
+    /// The core it is bound to, of which it takes what nobody else wants: it stands on another machine where it matters.
     pub cpu: Option<usize>,
 }
 
@@ -334,6 +351,9 @@ impl ControlPlane {
     /// The program, on its data.
     fn command(options: &ControlPlaneOptions, dir: &Path) -> Command {
         let mut command = command("waffles-control-plane", options.cpu);
+        if options.cpu.is_some() {
+            command = idle(&command);
+        }
         command.arg("--data-dir").arg(dir);
         if let Some(url) = &options.database_url {
             command.args(["--database-url", url]);
