@@ -221,6 +221,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         .route("/servers", move || monitor.describe())
         .bind(config.admin_addr)
         .with_context(|| format!("cannot listen on {} for the admin port", config.admin_addr))?;
+    let memory_limit = common.memory.limit();
     let worker = Worker {
         keys: Arc::new(Finder::new(Arc::clone(&current), line, desk.metrics.clone())),
         current,
@@ -236,7 +237,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
             .origins(config.allow_origin.clone()),
         gates: gates.clone(),
         tls: tls.as_ref().map(|tls| TlsAcceptor::from(tls.config())),
-        caps: Arc::new(caps(&config)),
+        caps: Arc::new(caps(&config, memory_limit)),
         drain: drain.clone(),
     };
     Ok(Bound {
@@ -355,10 +356,7 @@ impl Worker {
         let mut threads = Vec::with_capacity(sockets.len());
         for (i, socket) in sockets.into_iter().enumerate() {
             let worker = self.clone();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .event_interval(overload::LOOK_EVERY)
-                .build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let thread = thread::Builder::new().name(format!("worker {i}")).spawn(move || {
                 runtime.block_on(async move {
                     if let Err(error) = worker.serve(socket).await {
@@ -461,7 +459,7 @@ fn counts(
 }
 
 /// How many connections there may be: not more than the process can open files.
-fn caps(config: &Config) -> Caps {
+fn caps(config: &Config, memory: Option<u64>) -> Caps {
     let files = process::raise_file_limit();
     let total = Caps::for_files(config.max_connections, files);
     if total < config.max_connections {
@@ -471,7 +469,8 @@ fn caps(config: &Config) -> Caps {
             "fewer connections than configured: raise the limit of open files"
         );
     }
-    Caps::new(total, config.max_connections_per_address, config.max_strangers_per_address)
+    let (per_address, strangers) = (config.max_connections_per_address, config.max_strangers_per_address);
+    Caps::new(total, per_address, strangers, Caps::for_memory(memory))
 }
 
 /// How this proxy says it is.

@@ -29,9 +29,6 @@ pub use self::pace::Pace;
 use crate::metrics::Metrics;
 use crate::reject::Reject;
 
-/// A thread looks for what has come, and for timers that are due, after so many steps of work: what is new waits behind no more
-/// than that, even where a step is dear.
-pub const LOOK_EVERY: u32 = 16;
 /// How often a busy thread looks how late it is.
 const TICK: Duration = Duration::from_millis(5);
 /// The same while it turns work away, or did of late: what it turns away shall follow its queue closely.

@@ -12,6 +12,7 @@ mod passthrough;
 mod report;
 mod rules;
 mod scale;
+mod secure;
 mod tokens;
 mod upstream;
 mod what_if;
@@ -23,7 +24,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 use waffles_core::wire::rule_spec_to_proto;
-use waffles_proto::policy::v1::ReplaceRulesRequest;
+use waffles_proto::policy::v1::{CreateLimitRequest, LimitKind, LimitPer, LimitSpec, ReplaceRulesRequest};
 
 use crate::programs::{self, ControlPlaneOptions, DataPlaneOptions, Program};
 use crate::watchdog::Dir;
@@ -36,7 +37,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 const OPEN_LOOP_RATE: f64 = 1000.0;
 
 /// Measures requests a second, latency, CPU and memory of verified `tools/call`s: direct, through a bare hyper
-/// pass-through, through Waffles with authentication, authorization and audit on.
+/// pass-through, through Waffles with authentication, authorization, a limit and audit on.
 #[derive(Debug, Parser)]
 #[command(name = "waffles-bench")]
 pub struct Bench {
@@ -125,6 +126,8 @@ pub enum Way {
     Bridged,
     /// Through Waffles, with a new token in every call.
     Tokens,
+    /// Through Waffles, to which the client speaks TLS.
+    Tls,
 }
 
 impl Way {
@@ -135,6 +138,7 @@ impl Way {
             Self::Waffles => "waffles",
             Self::Bridged => "bridged",
             Self::Tokens => "new tokens",
+            Self::Tls => "tls",
         }
     }
 }
@@ -158,6 +162,8 @@ struct Target {
     bearer: Option<String>,
     /// A file of credentials, of which every call takes the next.
     bearers: Option<PathBuf>,
+    /// The certificate that is trusted, where the way begins with TLS.
+    trusted: Option<PathBuf>,
     /// The proxy, or the upstream itself for the direct way.
     pid: u32,
 }
@@ -165,7 +171,7 @@ struct Target {
 impl Target {
     /// Whether it is measured with this kind of answer.
     fn has(&self, shape: Shape) -> bool {
-        shape == Shape::Echo || !matches!(self.way, Way::Bridged | Way::Tokens)
+        shape == Shape::Echo || !matches!(self.way, Way::Bridged | Way::Tokens | Way::Tls)
     }
 }
 
@@ -212,6 +218,7 @@ impl Bench {
                 urls: both(&upstream_url),
                 bearer: None,
                 bearers: None,
+                trusted: None,
                 pid: upstream.pid(),
             },
             Target {
@@ -219,6 +226,7 @@ impl Bench {
                 urls: both(&format!("http://{passthrough_addr}/mcp")),
                 bearer: None,
                 bearers: None,
+                trusted: None,
                 pid: passthrough.pid(),
             },
         ];
@@ -226,6 +234,7 @@ impl Bench {
             if self.without_waffles { None } else { Some(self.start_waffles(&cores, &upstream_url).await?) };
         let mut others = Vec::new();
         let mut signed = None;
+        let mut secured = None;
         if let Some(waffles) = &waffles {
             for only in ["sessions", "stateless"] {
                 let arguments = ["--only".to_owned(), only.to_owned()];
@@ -240,11 +249,21 @@ impl Bench {
             ];
             for (way, urls) in ways {
                 let bearer = Some(waffles.admin.secret.clone());
-                targets.push(Target { way, urls, bearer, bearers: None, pid: proxy.program.pid() });
+                targets.push(Target {
+                    way,
+                    urls,
+                    bearer,
+                    bearers: None,
+                    trusted: None,
+                    pid: proxy.program.pid(),
+                });
             }
             let seeded = tokens::Tokens::start(&cores, &upstream_url, self.policy).await;
             targets.push(seeded.target(&dir)?);
             signed = Some(seeded);
+            let speaks_tls = secure::Secure::start(&cores, &upstream_url, self.policy, &dir).await?;
+            targets.push(speaks_tls.target(&dir));
+            secured = Some(speaks_tls);
         }
         let at_rest: Vec<(Way, u64)> =
             targets.iter().map(|target| (target.way, resident_bytes(target.pid).unwrap_or(0))).collect();
@@ -278,6 +297,7 @@ impl Bench {
                 }
             }
         }
+        drop(secured);
         let report = report::Report::new(self.connections, at_rest, samples);
         report.print();
         if let Some(file) = &self.json {
@@ -309,6 +329,17 @@ impl Bench {
         let rules = rules::specs(self.policy).iter().map(rule_spec_to_proto).collect();
         let request = ReplaceRulesRequest { rules, ..Default::default() };
         waffles.policy().replace_rules(request).await.context("the rules are not taken")?;
+        // As many as nobody asks: what is measured is that it is counted.
+        let spec = LimitSpec {
+            name: "per-principal".into(),
+            kind: LimitKind::Rate.into(),
+            amount: 100_000_000,
+            window_seconds: 60,
+            per: vec![LimitPer::Principal.into()],
+            ..LimitSpec::default()
+        };
+        let request = CreateLimitRequest { spec: Some(spec) };
+        waffles.limits().create_limit(request).await.context("the limit is not taken")?;
         waffles.add_server("bench", upstream).await;
         Ok(waffles)
     }
@@ -334,6 +365,9 @@ impl Bench {
         command.args(["--shape", shape.tool()]);
         if let Some(bearers) = &target.bearers {
             command.arg("--bearers").arg(bearers);
+        }
+        if let Some(trusted) = &target.trusted {
+            command.arg("--ca").arg(trusted);
         }
         if let Some(bearer) = &target.bearer {
             // Not as an argument, which every user of the machine may read.

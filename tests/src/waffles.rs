@@ -15,6 +15,7 @@ use waffles_proto::auth::v1::principal_service_client::PrincipalServiceClient;
 use waffles_proto::auth::v1::{
     CreateApiKeyRequest, KeyLimits, LoginRequest, RevokeApiKeyRequest, SetPasswordRequest, Tokens,
 };
+use waffles_proto::policy::v1::limit_service_client::LimitServiceClient;
 use waffles_proto::policy::v1::policy_service_client::PolicyServiceClient;
 use waffles_proto::proxy::v1::proxy_service_client::ProxyServiceClient;
 use waffles_proto::proxy::v1::{ListProxiesRequest, ListProxiesResponse, Proxy};
@@ -136,6 +137,11 @@ impl Waffles {
     /// A client of the policy with the admin's key.
     pub fn policy(&self) -> PolicyServiceClient<Authorized> {
         PolicyServiceClient::new(self.authorized(&self.admin.secret))
+    }
+
+    /// A client of the limits with the admin's key.
+    pub fn limits(&self) -> LimitServiceClient<Authorized> {
+        LimitServiceClient::new(self.authorized(&self.admin.secret))
     }
 
     /// A client of the proxies' register with the admin's key.

@@ -13,6 +13,10 @@ use crate::metrics::Metrics;
 
 /// When memory has run out, so many strangers may still come: among them may be who asks whether the proxy lives.
 const STRANGERS_IN_NEED: usize = 64;
+/// While places for strangers get scarce, one address may have so many of them.
+const STRANGERS_WHEN_SCARCE: usize = 4;
+/// What a stranger can make the process hold: the longest head that is read, and the connection itself.
+const STRANGER_BYTES: u64 = 48 << 10;
 /// Files that are no connection of a client: the spool, the control plane, the admin port.
 const OTHER_FILES: u64 = 64;
 
@@ -21,6 +25,7 @@ pub struct Caps {
     total: usize,
     per_address: usize,
     strangers_per_address: usize,
+    most_strangers: usize,
     open: AtomicUsize,
     strangers: AtomicUsize,
     by_address: Mutex<HashMap<IpAddr, Count>>,
@@ -35,12 +40,18 @@ struct Count {
 }
 
 impl Caps {
-    /// Caps for the process, for each address, and for the strangers of each address.
-    pub fn new(total: usize, per_address: usize, strangers_per_address: usize) -> Self {
+    /// Caps for the process, for each address, for the strangers of each address, and for all strangers.
+    pub fn new(
+        total: usize,
+        per_address: usize,
+        strangers_per_address: usize,
+        most_strangers: usize,
+    ) -> Self {
         Self {
             total,
             per_address,
             strangers_per_address,
+            most_strangers,
             open: AtomicUsize::new(0),
             strangers: AtomicUsize::new(0),
             by_address: Mutex::default(),
@@ -55,6 +66,12 @@ impl Caps {
         configured.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1)
     }
 
+    /// How many strangers a process with so much memory has room for: they may hold a quarter of it.
+    pub fn for_memory(limit: Option<u64>) -> usize {
+        let room = limit.map_or(u64::MAX, |limit| limit / 4 / STRANGER_BYTES);
+        usize::try_from(room).unwrap_or(usize::MAX).max(STRANGERS_IN_NEED)
+    }
+
     /// From now on every answer says that its connection is the last one.
     pub fn leave(&self) {
         self.leaving.store(true, Relaxed);
@@ -67,11 +84,18 @@ impl Caps {
 
     /// A place for one more connection, or none.
     pub fn enter(self: &Arc<Self>, address: IpAddr, stage: Stage, metrics: &Metrics) -> Option<Guest> {
+        let strangers = self.strangers.load(Relaxed);
         let full = self.open.load(Relaxed) >= self.total
-            || stage == Stage::Critical && self.strangers.load(Relaxed) >= STRANGERS_IN_NEED;
+            || strangers >= self.most_strangers
+            || stage == Stage::Critical && strangers >= STRANGERS_IN_NEED;
+        // Who holds many places does not keep out who wants one.
+        let strangers_here = match strangers >= self.most_strangers / 2 {
+            true => self.strangers_per_address.min(STRANGERS_WHEN_SCARCE),
+            false => self.strangers_per_address,
+        };
         let mut by_address = self.by_address.lock();
         let count = by_address.entry(address).or_default();
-        if full || count.all >= self.per_address || count.strangers >= self.strangers_per_address {
+        if full || count.all >= self.per_address || count.strangers >= strangers_here {
             if count.all == 0 {
                 by_address.remove(&address);
             }
@@ -152,7 +176,7 @@ mod tests {
 
     #[test]
     fn strangers_fill_only_their_own_places() {
-        let caps = Arc::new(Caps::new(10, 5, 2));
+        let caps = Arc::new(Caps::new(10, 5, 2, 100));
         let metrics = Metrics::new(&telemetry::Metrics::new());
         let enter = |address| caps.enter(address, Stage::Calm, &metrics);
         let (first, second) = (enter(HERE).unwrap(), enter(HERE).unwrap());
@@ -171,6 +195,22 @@ mod tests {
         assert_eq!(metrics.connections.get(), 0);
         assert!(caps.by_address.lock().is_empty());
         assert_eq!((caps.open.load(Relaxed), caps.strangers.load(Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn when_places_get_scarce_those_who_hold_many_get_no_more() {
+        let caps = Arc::new(Caps::new(1000, 1000, 1000, 40));
+        let metrics = Metrics::new(&telemetry::Metrics::new());
+        let enter = |address| caps.enter(address, Stage::Calm, &metrics);
+        let many: Vec<Guest> = std::iter::from_fn(|| enter(HERE)).collect();
+        assert_eq!(many.len(), 20, "half of the places");
+        let others: Vec<Guest> = std::iter::from_fn(|| enter(THERE)).collect();
+        assert_eq!(others.len(), STRANGERS_WHEN_SCARCE);
+        many[0].is_known_now();
+        assert!(enter(HERE).is_none(), "nineteen are still many");
+        assert_eq!(Caps::for_memory(Some(256 << 20)), 1365);
+        assert_eq!(Caps::for_memory(Some(1 << 20)), STRANGERS_IN_NEED);
+        assert_eq!(Caps::for_memory(None), usize::MAX);
     }
 
     #[test]

@@ -17,13 +17,13 @@ use rustix::time::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 use tokio::time::{Instant, timeout};
 
-use super::{announce, cpu_micros, parse_era, resident_bytes};
+use super::{announce, cpu_micros, parse_era, resident_bytes, secure};
 use crate::Era;
 use crate::mcp_client::{initialize, stateless_meta};
 
@@ -73,6 +73,9 @@ pub(super) struct Load {
     /// A file of credentials, one a line, of which every call takes the next.
     #[arg(long)]
     pub(super) bearers: Option<PathBuf>,
+    /// A certificate to trust, for a URL that begins with `https`.
+    #[arg(long)]
+    pub(super) ca: Option<PathBuf>,
     #[arg(long, value_parser = parse_era)]
     pub(super) era: Era,
     #[arg(long, value_enum, default_value_t)]
@@ -261,9 +264,14 @@ fn timer() -> anyhow::Result<AsyncFd<std::os::fd::OwnedFd>> {
     Ok(AsyncFd::new(timer)?)
 }
 
+/// What a connection is made on.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket for S {}
+
 /// One kept-alive connection. HTTP is written by hand, because the load must cost less than what it measures.
 pub(super) struct Connection {
-    socket: TcpStream,
+    socket: Box<dyn Socket>,
     /// Everything of a request's head up to the length of its body.
     head: String,
     /// What a body ends with, behind the arguments.
@@ -308,11 +316,15 @@ struct Content<'a> {
 
 impl Connection {
     pub(super) async fn open(load: &Load) -> anyhow::Result<Self> {
-        let rest = load.url.strip_prefix("http://").context("the URL begins with http://")?;
+        let rest = load.url.split_once("://").context("the URL has a scheme")?.1;
         let (authority, path) = rest.split_once('/').context("the URL has a path")?;
         let addr: SocketAddr = authority.parse().context("the URL names an address")?;
         let socket = timeout(ANSWER_LIMIT, TcpStream::connect(addr)).await??;
         socket.set_nodelay(true)?;
+        let socket: Box<dyn Socket> = match &load.ca {
+            None => Box::new(socket),
+            Some(ca) => Box::new(secure::connect(socket, addr, ca).await?),
+        };
         let mut common = format!(
             "POST /{path} HTTP/1.1\r\nhost: {authority}\r\nuser-agent: waffles-bench\r\n\
              content-type: application/json\r\naccept: application/json, text/event-stream\r\n"

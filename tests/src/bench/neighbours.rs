@@ -144,7 +144,8 @@ impl Neighbours {
         }
         let proxy = alone(&seed, &cores, &["--log", "error"]).await;
         let (urls, pid) = (both(&proxy.server_url("healthy")), proxy.program.pid());
-        let target = Target { way: Way::Waffles, urls, bearer: Some(key.clone()), bearers: None, pid };
+        let target =
+            Target { way: Way::Waffles, urls, bearer: Some(key.clone()), bearers: None, trusted: None, pid };
         let mut p99 = vec![Vec::new(); Fare::ALL.len()];
         let began = Instant::now();
         for round in 0..bench.rounds() {

@@ -32,9 +32,6 @@ const MOST_RECOVERY: Duration = Duration::from_secs(5);
 /// The recovery is looked at in steps of this length.
 const STEP: Duration = Duration::from_millis(250);
 
-/// Rules that look at the arguments of every call: half a microsecond each.
-const RULES: usize = 400;
-
 /// Measures overload.
 #[derive(Debug, Args)]
 pub(super) struct Overload {
@@ -47,6 +44,10 @@ pub(super) struct Overload {
     /// Clients do not wait as told.
     #[arg(long)]
     rude: bool,
+    /// Rules that look at the arguments of every call, a microsecond each: they make calls dear, beside which connections that
+    /// are seldom used, and refusals, cost little.
+    #[arg(long, default_value_t = 400)]
+    rules: usize,
     /// How late the proxy's thread may be.
     #[arg(long, default_value = "7ms")]
     max_lag: String,
@@ -91,7 +92,7 @@ impl Overload {
         let caller = seed.principal("caller", "user");
         let key = seed.key(caller, KeyLimits::default());
         seed.server("bench", &format!("http://{addr}/mcp"), |_| {});
-        for number in 0..RULES {
+        for number in 0..self.rules {
             let rule = json!({
                 "name": format!("rule-{number}"), "effect": "forbid", "items": {"servers": ["bench"]},
                 "condition": format!("has(args.message) && args.message == 'forbidden {number}'"),
@@ -107,6 +108,7 @@ impl Overload {
             era: self.era,
             connections: 0,
             bearers: None,
+            ca: None,
             shape: super::Shape::Echo,
             seconds: 0.0,
             rate: None,

@@ -45,7 +45,8 @@ impl Report {
         let mut medians = Vec::new();
         for era in Era::BOTH {
             for shape in [Shape::Echo, Shape::Large, Shape::Events] {
-                for way in [Way::Direct, Way::PassThrough, Way::Waffles, Way::Bridged, Way::Tokens] {
+                for way in [Way::Direct, Way::PassThrough, Way::Waffles, Way::Bridged, Way::Tokens, Way::Tls]
+                {
                     medians.extend(line(&samples, era, shape, way));
                 }
             }

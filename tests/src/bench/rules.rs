@@ -51,7 +51,10 @@ impl Rules {
             }
             let proxy = alone(&seed, &cores, &["--log", "warn"]).await;
             let (urls, pid) = (both(&proxy.server_url("bench")), proxy.program.pid());
-            targets.push((name, Target { way: Way::Waffles, urls, bearer: Some(key), bearers: None, pid }));
+            targets.push((
+                name,
+                Target { way: Way::Waffles, urls, bearer: Some(key), bearers: None, trusted: None, pid },
+            ));
             proxies.push(proxy);
         }
         for era in bench.eras() {

@@ -39,6 +39,7 @@ impl Tokens {
             urls: both(&self.proxy.server_url("bench")),
             bearer: Some(self.renew(dir)?),
             bearers: Some(Self::file(dir)),
+            trusted: None,
             pid: self.proxy.program.pid(),
         })
     }

@@ -2,15 +2,17 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use super::super::admission::Priority;
-use super::super::{LOOK_EVERY, SHORT_TICK, TICK};
+use super::super::{SHORT_TICK, TICK};
 use super::*;
 
-const TARGET: Duration = Duration::from_millis(5);
+const TARGET: Duration = Duration::from_millis(7);
 /// What a call costs before it goes to its server and when its answer has come, and what it costs to turn one away, in
 /// microseconds.
-const ASK: u64 = 320;
-const ANSWER: u64 = 70;
-const REFUSAL: u64 = 40;
+const ASK: u64 = 100;
+const ANSWER: u64 = 25;
+const REFUSAL: u64 = 15;
+/// After so many steps of work it looks for what has come.
+const LOOK_EVERY: u32 = 61;
 /// How long its server takes.
 const SERVER: u64 = 200;
 /// How long a client thinks between two calls, in the mean.
