@@ -67,8 +67,9 @@ impl Memory {
     /// With the limit of the configuration, or else that of the control group, or none.
     pub fn new(configured: Option<u64>) -> Self {
         let limit = configured.or_else(memory::group_limit).filter(|limit| *limit > 0);
-        // What is held may be held twice for a moment, while one message is made out of another.
-        let buffers = limit.map_or(DEFAULT_BUFFERS, |limit| limit / 2);
+        // What is held may be held twice for a moment, while one message is made out of another or a buffer grows, and what
+        // was let go of goes back to the system a second later.
+        let buffers = limit.map_or(DEFAULT_BUFFERS, |limit| limit / 4);
         Self {
             limit,
             stage: AtomicU8::new(0),
@@ -155,9 +156,9 @@ mod tests {
     }
 
     #[test]
-    fn half_of_the_limit_is_for_messages() {
+    fn a_quarter_of_the_limit_is_for_messages() {
         let memory = Memory::new(Some(256 << 20));
-        assert_eq!(memory.buffers().most(), 128 << 20);
+        assert_eq!(memory.buffers().most(), 64 << 20);
         assert_eq!(memory.stage(), Stage::Calm);
     }
 }
