@@ -35,8 +35,8 @@ use crate::state::Current;
 const MAX_IDLE: usize = 128;
 /// Node and uvicorn close a connection that was idle for 5 s, without a word; a message must not cross that close.
 const IDLE: Duration = Duration::from_secs(4);
-/// Head of an answer.
-const MAX_HEAD: usize = 64 * 1024;
+/// Head of an answer, and what is read of one at once: each connection whose answer waits for room holds as much.
+const MAX_HEAD: usize = 32 * 1024;
 
 /// A connection to a server.
 pub(super) type Connection = SendRequest<Full<Bytes>>;
