@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 /// What each message may take without being counted.
 const FREE: usize = 32 * 1024;
+/// What a larger one takes beside its bytes: what was read of its connection and not looked at, and the room it grows into.
+const EXTRA: usize = 128 * 1024;
 /// How often one that waits for others to let go looks again.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -135,7 +137,7 @@ impl Drop for Hold {
 }
 
 fn counted(bytes: usize) -> usize {
-    if bytes <= FREE { 0 } else { bytes }
+    if bytes <= FREE { 0 } else { bytes.saturating_add(EXTRA) }
 }
 
 struct Held {
@@ -155,41 +157,41 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_not_held_and_all_is_given_back() {
-        let buffers = Arc::new(Buffers::new(100_000));
+        let buffers = Arc::new(Buffers::new(100_000 + 2 * EXTRA));
         let mut small = Hold::new(&buffers);
         assert!(small.grow(FREE));
         assert_eq!(buffers.used(), 0, "small messages are not counted");
         let mut large = Hold::new(&buffers);
         assert!(large.grow(30_000) && large.grow(30_000));
-        assert_eq!(buffers.used(), 60_000);
+        assert_eq!(buffers.used(), 60_000 + EXTRA);
         let mut other = Hold::new(&buffers);
         assert!(!other.grow(50_000));
-        assert_eq!(buffers.used(), 60_000, "a refusal holds nothing");
+        assert_eq!(buffers.used(), 60_000 + EXTRA, "a refusal holds nothing");
         large.shrink_to(40_000);
         assert!(other.grow(50_000));
-        assert_eq!(buffers.used(), 90_000);
+        assert_eq!(buffers.used(), 90_000 + 2 * EXTRA);
         large.shrink_to(10_000);
-        assert_eq!(buffers.used(), 50_000);
+        assert_eq!(buffers.used(), 50_000 + EXTRA);
         drop((large, other, small));
         assert_eq!(buffers.used(), 0);
     }
 
     #[test]
     fn bytes_are_held_until_the_last_of_them_is_gone() {
-        let buffers = Arc::new(Buffers::new(100_000));
+        let buffers = Arc::new(Buffers::new(100_000 + EXTRA));
         let hold = Hold::new(&buffers);
         let bytes = hold.of(Bytes::from(vec![7; 50_000]));
         drop(hold);
         let part = bytes.slice(10..20);
         drop(bytes);
-        assert_eq!((buffers.used(), &part[..2]), (50_000, &[7, 7][..]));
+        assert_eq!((buffers.used(), &part[..2]), (50_000 + EXTRA, &[7, 7][..]));
         drop(part);
         assert_eq!(buffers.used(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_gets_what_others_let_go() {
-        let buffers = Arc::new(Buffers::new(100_000));
+        let buffers = Arc::new(Buffers::new(100_000 + EXTRA));
         let mut first = Hold::new(&buffers);
         assert!(first.grow(80_000));
         let mut second = Hold::new(&buffers);
