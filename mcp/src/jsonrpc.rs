@@ -283,8 +283,8 @@ impl Message {
         self.rewrite_with(Some(id), &[])
     }
 
-    /// The envelope written anew, `params`, `result` and `error` byte for byte, with another id, and with other (decoded) strings in some fields, for example
-    /// `(Slot::Name, "search")` where a prefix was taken off. A slot that the message does not have is passed over.
+    /// The envelope written anew, `params`, `result` and `error` byte for byte, with another id, and with other (decoded)
+    /// strings in some fields, for example `(Slot::Name, "search")` where a prefix was taken off. A slot that the message does not have is passed over.
     pub fn rewrite_with(&self, id: Option<&Id>, edits: &[(Slot, &str)]) -> Bytes {
         let mut edits: Vec<_> = edits
             .iter()

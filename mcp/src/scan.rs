@@ -370,16 +370,14 @@ impl<'a> Scanner<'a> {
 /// over in blocks, which the compiler compares with one instruction a few bytes at a time.
 fn plain_prefix(bytes: &[u8]) -> usize {
     const BLOCK: usize = 64;
+    // Most strings are short: a block is tried only behind so many bytes that are plain.
+    const SHORT: usize = 16;
     let ends = |byte: u8| (byte == b'"') | (byte == b'\\') | (byte < 0x20);
-    let mut count = 0;
-    let mut rest = bytes;
-    // Most strings are short, so a block is tried only behind a few bytes that are plain.
-    while let Some((&byte, behind)) = rest.split_first().filter(|_| count < 16) {
-        if ends(byte) {
-            return count;
-        }
-        count += 1;
-        rest = behind;
+    let plain = |bytes: &[u8]| bytes.iter().take_while(|&&byte| !ends(byte)).count();
+    let (start, mut rest) = bytes.split_at(bytes.len().min(SHORT));
+    let mut count = plain(start);
+    if count < start.len() {
+        return count;
     }
     while let Some((block, behind)) = rest.split_first_chunk::<BLOCK>() {
         if block.iter().fold(false, |found, &byte| found | ends(byte)) {
@@ -388,7 +386,7 @@ fn plain_prefix(bytes: &[u8]) -> usize {
         count += BLOCK;
         rest = behind;
     }
-    count + rest.iter().take_while(|&&byte| !ends(byte)).count()
+    count + plain(rest)
 }
 
 /// Whether `key` reads as `known` to a reader that ignores case: ASCII letters, U+017F for `s`, U+212A for `k`.

@@ -1,23 +1,11 @@
 //! The MCP door over TLS: HTTP/1.1 and HTTP/2, and a certificate that is replaced while the proxy runs.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::ensure;
 use serde_json::json;
+use waffles_tests::programs::certificate;
 use waffles_tests::{DataPlaneOptions, Era, McpClient, McpServer, Waffles, WafflesOptions, eventually};
-
-/// Writes a fresh self-signed certificate for 127.0.0.1 and returns it as PEM.
-fn certificate(dir: &Path) -> String {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let signed = rcgen::CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()])
-        .unwrap()
-        .self_signed(&key)
-        .unwrap();
-    std::fs::write(dir.join("key.pem"), key.serialize_pem()).unwrap();
-    std::fs::write(dir.join("cert.pem"), signed.pem()).unwrap();
-    signed.pem()
-}
 
 async fn health(url: &str, trusted: &str, http2: bool) -> anyhow::Result<reqwest::Version> {
     let ca = reqwest::Certificate::from_pem(trusted.as_bytes())?;

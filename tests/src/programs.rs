@@ -66,24 +66,36 @@ pub fn command(name: &str, cpu: Option<usize>) -> Command {
 
 /// The command, for a program that runs only while the core has nothing else to do.
 fn idle(inner: &Command) -> Command {
-    let inner = inner.as_std();
     let mut outer = Command::new("chrt");
-    outer.args(["--idle", "0"]).arg(inner.get_program()).args(inner.get_args());
+    outer.args(["--idle", "0"]);
+    wrapped(outer, inner)
+}
+
+/// As [`command`], for a program that may open so many files.
+fn limited(name: &str, files: u64) -> Command {
+    let mut outer = Command::new("sh");
+    outer.arg("-c").arg(format!("ulimit -n {files}; exec \"$0\" \"$@\""));
+    wrapped(outer, &command(name, None))
+}
+
+/// A command that runs another one, in that one's environment.
+fn wrapped(mut outer: Command, inner: &Command) -> Command {
+    let inner = inner.as_std();
+    outer.arg(inner.get_program()).args(inner.get_args());
     for (name, _) in inner.get_envs() {
         outer.env_remove(name);
     }
     outer
 }
 
-/// As [`command`], for a program that may open so many files.
-fn limited(name: &str, files: u64) -> Command {
-    let inner = command(name, None);
-    let mut outer = Command::new("sh");
-    outer.arg("-c").arg(format!("ulimit -n {files}; exec \"$0\" \"$@\"")).arg(inner.as_std().get_program());
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("WAFFLES_")) {
-        outer.env_remove(name);
-    }
-    outer
+/// Writes a fresh self-signed certificate for this machine and its key, `cert.pem` and `key.pem`, and returns the former.
+pub fn certificate(dir: &Path) -> String {
+    let key = rcgen::KeyPair::generate().expect("a key can be made");
+    let params = rcgen::CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]);
+    let signed = params.and_then(|params| params.self_signed(&key)).expect("a certificate can be made");
+    std::fs::write(dir.join("key.pem"), key.serialize_pem()).expect("the directory can be written to");
+    std::fs::write(dir.join("cert.pem"), signed.pem()).expect("the directory can be written to");
+    signed.pem()
 }
 
 /// A running child process, leader of its own group. Killed with the group when dropped.

@@ -225,12 +225,13 @@ impl Connection {
             }
         }
         let idles = is_idle && since(self.last.load(Relaxed)) >= IDLE_IN_NEED;
-        // A stranger's head may be half there, and then it is in no hurry to leave.
-        if stage >= Stage::Scarce && idles && !self.guest.is_known() {
-            return self.close("memory");
-        }
-        if stage >= Stage::Scarce && idles && self.end(Fate::Graceful) {
-            self.metrics.overload.closed("idle");
+        if stage >= Stage::Scarce && idles {
+            if !self.guest.is_known() {
+                // Its head may be half there, and then it is in no hurry to leave.
+                self.close("memory");
+            } else if self.end(Fate::Graceful) {
+                self.metrics.overload.closed("idle");
+            }
         }
     }
 

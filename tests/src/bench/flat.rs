@@ -4,7 +4,7 @@
 use clap::Args;
 use waffles_core::credential::KeyLimits;
 
-use super::{Bench, Target, Way, alone, both, child, cores, pin_self};
+use super::{Bench, Target, alone, child, cores, pin_self};
 use crate::watchdog::Dir;
 use crate::{Figure, Seed};
 
@@ -47,11 +47,7 @@ impl Flat {
             seed.server("bench", &url, |_| {});
             let key = seed.key(caller, KeyLimits::default());
             let proxy = alone(&seed, &cores, &["--log", "warn"]).await;
-            let (urls, pid) = (both(&proxy.server_url("bench")), proxy.program.pid());
-            targets.push((
-                name,
-                Target { way: Way::Waffles, urls, bearer: Some(key), bearers: None, trusted: None, pid },
-            ));
+            targets.push((name, Target::of(&proxy, "bench", key)));
             proxies.push(proxy);
         }
         for era in bench.eras() {

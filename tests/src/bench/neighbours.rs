@@ -11,7 +11,7 @@ use waffles_core::credential::KeyLimits;
 use waffles_runtime::task;
 
 use super::compare::median;
-use super::{Bench, Cores, Listening, Measured, Target, Way, alone, announce, both, child, cores, pin_self};
+use super::{Bench, Cores, Listening, Measured, Target, alone, announce, child, cores, pin_self};
 use crate::mcp_client::stateless_meta;
 use crate::programs::{self, Program, http_client};
 use crate::watchdog::Dir;
@@ -143,9 +143,7 @@ impl Neighbours {
             others.push(program);
         }
         let proxy = alone(&seed, &cores, &["--log", "error"]).await;
-        let (urls, pid) = (both(&proxy.server_url("healthy")), proxy.program.pid());
-        let target =
-            Target { way: Way::Waffles, urls, bearer: Some(key.clone()), bearers: None, trusted: None, pid };
+        let target = Target::of(&proxy, "healthy", key.clone());
         let mut p99 = vec![Vec::new(); Fare::ALL.len()];
         let began = Instant::now();
         for round in 0..bench.rounds() {

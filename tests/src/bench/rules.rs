@@ -4,11 +4,12 @@
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use uuid::Uuid;
 use waffles_core::credential::KeyLimits;
 use waffles_core::policy::{Access, Args as Arguments, Caller, Facts, Question, RuleSpec, decide};
 
 use super::compare::Ratio;
-use super::{Bench, Target, Way, alone, both, child, cores, pin_self};
+use super::{Bench, Target, alone, child, cores, pin_self};
 use crate::watchdog::Dir;
 use crate::{Figure, Seed};
 
@@ -42,19 +43,10 @@ impl Rules {
         let mut proxies = Vec::new();
         let named = format!("{} rules", self.rules);
         for (name, count) in [("no rules", 0), (named.as_str(), self.rules)] {
-            let mut seed = Seed::new();
-            let caller = seed.principal("caller", "user");
+            let (mut seed, caller) = seeded(&url, count);
             let key = seed.key(caller, KeyLimits::default());
-            seed.server("bench", &url, |_| {});
-            for spec in specs(count) {
-                seed.rule(spec);
-            }
             let proxy = alone(&seed, &cores, &["--log", "warn"]).await;
-            let (urls, pid) = (both(&proxy.server_url("bench")), proxy.program.pid());
-            targets.push((
-                name,
-                Target { way: Way::Waffles, urls, bearer: Some(key), bearers: None, trusted: None, pid },
-            ));
+            targets.push((name, Target::of(&proxy, "bench", key)));
             proxies.push(proxy);
         }
         for era in bench.eras() {
@@ -129,6 +121,17 @@ impl Rules {
             .note();
         }
     }
+}
+
+/// One server, a policy of so many rules, and a caller.
+pub(super) fn seeded(upstream: &str, count: usize) -> (Seed, Uuid) {
+    let mut seed = Seed::new();
+    let caller = seed.principal("caller", "user");
+    seed.server("bench", upstream, |_| {});
+    for spec in specs(count) {
+        seed.rule(spec);
+    }
+    (seed, caller)
 }
 
 /// A policy: by far the most rules are about other people, servers and tools.

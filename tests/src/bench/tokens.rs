@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use uuid::Uuid;
 
-use super::rules::specs;
-use super::{Cores, Target, Way, alone, both};
+use super::rules::seeded;
+use super::{Cores, Target, Way, alone};
 use crate::watchdog::Dir;
 use crate::{DataPlane, Seed};
 
@@ -23,12 +23,7 @@ pub(super) struct Tokens {
 
 impl Tokens {
     pub(super) async fn start(cores: &Cores, upstream: &str, rules: usize) -> Self {
-        let mut seed = Seed::new();
-        let caller = seed.principal("caller", "user");
-        seed.server("bench", upstream, |_| {});
-        for spec in specs(rules) {
-            seed.rule(spec);
-        }
+        let (seed, caller) = seeded(upstream, rules);
         let proxy = alone(&seed, cores, &["--log", "warn"]).await;
         Self { proxy, seed, caller }
     }
@@ -36,11 +31,8 @@ impl Tokens {
     pub(super) fn target(&self, dir: &Dir) -> anyhow::Result<Target> {
         Ok(Target {
             way: Way::Tokens,
-            urls: both(&self.proxy.server_url("bench")),
-            bearer: Some(self.renew(dir)?),
             bearers: Some(Self::file(dir)),
-            trusted: None,
-            pid: self.proxy.program.pid(),
+            ..Target::of(&self.proxy, "bench", self.renew(dir)?)
         })
     }
 
