@@ -242,7 +242,7 @@ impl Relay {
                     self.heard = Instant::now();
                     if let Ok(data) = frame.into_data() {
                         self.came = self.came.saturating_add(data.len());
-                        let fits = self.terms.hold.grow(data.len());
+                        let fits = self.terms.hold.grow_twice(data.len());
                         self.decoder.push(data);
                         if !fits {
                             self.fail(UpstreamFault::NoRoom);

@@ -183,7 +183,10 @@ async fn watched(waffles: &Seeded, what: &str, attack: impl Future<Output = ()>)
                     Ok(answer) if answer.status == 503 && answer.header("retry-after").is_some() => {
                         &seen.shed
                     }
-                    _ => &seen.failed,
+                    other => {
+                        eprintln!("an honest client: {other:?}");
+                        &seen.failed
+                    }
                 };
                 counter.fetch_add(1, Relaxed);
                 sleep(Duration::from_millis(50)).await;

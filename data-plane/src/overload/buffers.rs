@@ -13,6 +13,9 @@ use tokio::time::Instant;
 const FREE: usize = 32 * 1024;
 /// What a larger one takes beside its bytes: what was read of its connection and not looked at, and the room it grows into.
 const EXTRA: usize = 128 * 1024;
+/// What is claimed for one message before it is read, at the most, in parts of the budget: who has a claim comes to its end,
+/// and a few whose senders stall leave room for others.
+const CLAIMS: usize = 16;
 /// How often one that waits for others to let go looks again.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -101,6 +104,25 @@ impl Hold {
         true
     }
 
+    /// Claims room for a message that is said to have so many bytes, before any of them is read; waits as
+    /// [`Hold::grow_until`]. Many that were read in part would fill the budget, and none could come to its end.
+    #[must_use]
+    pub async fn claim_until(&mut self, said: usize, until: Instant) -> bool {
+        self.grow_until(said.min(self.buffers.most / CLAIMS).saturating_sub(self.bytes), until).await
+    }
+
+    /// As [`Hold::grow_until`], up to so many bytes in all.
+    #[must_use]
+    pub async fn reach_until(&mut self, bytes: usize, until: Instant) -> bool {
+        self.grow_until(bytes.saturating_sub(self.bytes), until).await
+    }
+
+    /// Holds so many bytes more of a message whose room grows by doubling: the room before is there as well for a while.
+    #[must_use]
+    pub fn grow_twice(&mut self, by: usize) -> bool {
+        self.grow(by.saturating_mul(2))
+    }
+
     /// Lets go of all but so many bytes.
     pub fn shrink_to(&mut self, bytes: usize) {
         if bytes < self.bytes {
@@ -187,6 +209,28 @@ mod tests {
         assert_eq!((buffers.used(), &part[..2]), (50_000 + EXTRA, &[7, 7][..]));
         drop(part);
         assert_eq!(buffers.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_is_a_part_of_the_budget_and_is_read_into() {
+        let most = 160 * (FREE + EXTRA);
+        let buffers = Arc::new(Buffers::new(most));
+        let mut small = Hold::new(&buffers);
+        assert!(small.claim_until(FREE, Instant::now()).await);
+        assert_eq!(buffers.used(), 0);
+        let mut holds: Vec<Hold> = Vec::new();
+        loop {
+            let mut hold = Hold::new(&buffers);
+            if !hold.claim_until(usize::MAX, Instant::now()).await {
+                break;
+            }
+            holds.push(hold);
+        }
+        assert_eq!(holds.len(), 14, "sixteen, but for what they take beside their bytes");
+        let used = buffers.used();
+        assert!(holds[0].reach_until(most / CLAIMS, Instant::now()).await);
+        assert_eq!(buffers.used(), used, "what was claimed is there to be read into");
+        assert!(!holds[0].reach_until(most, Instant::now()).await);
     }
 
     #[tokio::test(start_paused = true)]

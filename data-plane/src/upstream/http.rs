@@ -143,6 +143,12 @@ pub async fn collect(
     until: Instant,
 ) -> Result<Bytes, UpstreamFault> {
     let mut hold = body.hold();
+    let room_until = || until.min(Instant::now() + ROOM_TIME);
+    // What is said of the length is believed, for memory that nobody writes to costs nothing.
+    let said = usize::try_from(body.size_hint().lower()).unwrap_or(most).min(most);
+    if !hold.claim_until(said, room_until()).await {
+        return Err(UpstreamFault::NoRoom);
+    }
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
     loop {
@@ -153,20 +159,20 @@ pub async fn collect(
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(data) = frame.into_data() else { continue };
-        if first.len() + rest.len() + data.len() > most {
+        let bytes = first.len() + rest.len() + data.len();
+        if bytes > most {
             return Err(body.failed(UpstreamFault::TooLarge));
         }
-        if !hold.grow(data.len()) && !hold.grow_until(data.len(), until.min(Instant::now() + ROOM_TIME)).await
-        {
+        // Without a length its room grows by doubling, and is there twice for a moment.
+        let needs = if said == 0 { bytes * 2 } else { bytes };
+        if !hold.reach_until(needs, room_until()).await {
             return Err(UpstreamFault::NoRoom);
         }
         if first.is_empty() && rest.is_empty() {
             first = data;
         } else {
             if rest.is_empty() {
-                // What is said of the length is believed, for memory that nobody writes to costs nothing.
-                let more = usize::try_from(body.size_hint().lower()).unwrap_or(most).min(most);
-                rest.reserve(first.len() + data.len() + more);
+                rest.reserve(said.max(bytes));
                 rest.extend_from_slice(&first);
                 first = Bytes::new();
             }

@@ -240,7 +240,7 @@ impl Inbox {
                 },
             };
             self.came = self.came.saturating_add(data);
-            if self.bounds.as_mut().is_some_and(|bounds| !bounds.hold.grow(data)) {
+            if self.bounds.as_mut().is_some_and(|bounds| !bounds.hold.grow_twice(data)) {
                 return self.end(Err(UpstreamFault::NoRoom));
             }
             if self.came > MAX_ANSWER && !self.endless {
