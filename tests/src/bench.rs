@@ -23,6 +23,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
+use tokio::process::Command;
 use waffles_core::wire::rule_spec_to_proto;
 use waffles_proto::policy::v1::{CreateLimitRequest, LimitKind, LimitPer, LimitSpec, ReplaceRulesRequest};
 
@@ -410,8 +411,17 @@ async fn alone(seed: &Seed, cores: &Cores, flags: &[&str]) -> DataPlane {
 }
 
 async fn child(part: &str, args: &[String], cpu: usize, dir: &Dir) -> (Program, std::net::SocketAddr) {
+    announced(part, self::part(part, args, cpu), dir).await
+}
+
+/// This program, as a part of the benchmark.
+fn part(part: &str, args: &[String], cpu: usize) -> Command {
     let mut command = programs::command("waffles-bench", Some(cpu));
     command.arg(part).args(args);
+    command
+}
+
+async fn announced(part: &str, command: Command, dir: &Dir) -> (Program, std::net::SocketAddr) {
     let mut program = Program::spawn(part, command, dir.path().join(format!("{part}.log")));
     let Listening { addr } = program.announced(PATIENCE).await;
     (program, addr)

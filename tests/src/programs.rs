@@ -65,7 +65,7 @@ pub fn command(name: &str, cpu: Option<usize>) -> Command {
 }
 
 /// The command, for a program that runs only while the core has nothing else to do.
-fn idle(inner: &Command) -> Command {
+pub fn idle(inner: &Command) -> Command {
     let mut outer = Command::new("chrt");
     outer.args(["--idle", "0"]);
     wrapped(outer, inner)

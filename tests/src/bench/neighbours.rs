@@ -1,6 +1,7 @@
 //! What healthy servers notice of a broken one beside them: one server's latency at a fixed rate, while another one behind
 //! the same proxy is asked as often as ever and hangs, is slow, breaks off or floods. To compare with: the same while that
-//! other one is well. All in interleaved rounds.
+//! other one is well. All in interleaved rounds. That other one and who asks it take only what their cores have left, for in
+//! life they stand on other machines: what is measured is what reaches the healthy one through the proxy.
 
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use waffles_core::credential::KeyLimits;
 use waffles_runtime::task;
 
 use super::compare::median;
-use super::{Bench, Cores, Listening, Measured, Target, alone, announce, child, cores, pin_self};
+use super::{
+    Bench, Cores, Listening, Measured, Target, alone, announce, announced, child, cores, part, pin_self,
+};
 use crate::mcp_client::stateless_meta;
 use crate::programs::{self, Program, http_client};
 use crate::watchdog::Dir;
@@ -123,6 +126,14 @@ impl Callers {
     }
 }
 
+/// Calls to a server, by the proxy's metrics.
+fn exchanges(metrics: &str, server: &str) -> u64 {
+    let label = format!("server=\"{server}\"");
+    let lines =
+        metrics.lines().filter(|line| line.starts_with("waffles_exchanges_total{") && line.contains(&label));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
 impl Neighbours {
     /// Prints and notes what the healthy server notices.
     #[allow(clippy::print_stdout, reason = "that is what it is run for")]
@@ -138,7 +149,8 @@ impl Neighbours {
         let mut others = Vec::new();
         for fare in Fare::ALL {
             let arguments = ["--fare".to_owned(), fare.name().to_owned()];
-            let (program, addr) = child("other", &arguments, cores.upstream, &dir).await;
+            let command = programs::idle(&part("other", &arguments, cores.upstream));
+            let (program, addr) = announced("other", command, &dir).await;
             seed.server(fare.name(), &format!("http://{addr}/mcp"), |_| {});
             others.push(program);
         }
@@ -163,6 +175,12 @@ impl Neighbours {
                 );
                 p99[which].push(measured.p99);
             }
+        }
+        let metrics = proxy.metrics().await;
+        let calls = Fare::ALL.map(|fare| exchanges(&metrics, fare.name()));
+        for (fare, calls_here) in Fare::ALL.iter().zip(calls) {
+            println!("calls to the server that is {}: {calls_here}", fare.name());
+            anyhow::ensure!(calls_here * 10 > calls[0] * 8, "it was called less than the one that is well");
         }
         let normal = p99[0].clone();
         for (fare, found) in Fare::ALL.iter().zip(&p99).skip(1) {
@@ -193,8 +211,8 @@ impl Neighbours {
 
     /// Who asks the server beside the healthy one; stops when it is dropped.
     fn callers(&self, url: &str, key: &str, cores: &Cores, dir: &Dir) -> Program {
-        let mut command = programs::command("waffles-bench", Some(cores.load));
-        command.args(["callers", "--url", url, "--rate", &self.beside.to_string()]);
+        let arguments = ["--url", url, "--rate", &self.beside.to_string()].map(str::to_owned);
+        let mut command = programs::idle(&part("callers", &arguments, cores.load));
         command.env("WAFFLES_BENCH_BEARER", key);
         Program::spawn("callers", command, dir.path().join("callers.log"))
     }
