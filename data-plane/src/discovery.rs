@@ -198,7 +198,7 @@ impl Follower {
                 () = drain.ended() => return,
                 // It has joined, or joined again.
                 Ok(()) = news.changed() => back_off.reset(),
-                () = tokio::time::sleep(back_off.next()) => {}
+                () = tokio::time::sleep(back_off.after(&error)) => {}
             }
         }
     }

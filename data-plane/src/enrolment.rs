@@ -336,7 +336,7 @@ impl Keeper {
                     self.tried = Some(token);
                 }
                 self.membership.failed("cannot join the control plane's proxies", &error);
-                self.not_before = Instant::now() + self.back_off.next();
+                self.not_before = Instant::now() + self.back_off.after(&error);
             }
         }
     }
@@ -349,7 +349,7 @@ impl Keeper {
             }
             Err(error) => {
                 self.membership.failed("cannot renew the certificate, trying again", &error);
-                self.not_before = Instant::now() + self.back_off.next();
+                self.not_before = Instant::now() + self.back_off.after(&error);
             }
         }
     }

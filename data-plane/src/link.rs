@@ -103,6 +103,20 @@ pub(crate) enum LinkError {
     Spool(#[source] std::io::Error),
 }
 
+impl LinkError {
+    /// Nothing was heard of the control plane's host, not even a no.
+    pub(crate) fn is_silence(&self) -> bool {
+        let Self::Connect { source, .. } = self else { return false };
+        let causes = std::iter::successors(Some(source as &dyn std::error::Error), |error| error.source());
+        let mut kinds =
+            causes.filter_map(|error| error.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+        kinds.any(|kind| {
+            use std::io::ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut};
+            matches!(kind, HostUnreachable | NetworkDown | NetworkUnreachable | TimedOut)
+        })
+    }
+}
+
 impl From<tonic::Status> for LinkError {
     fn from(status: tonic::Status) -> Self {
         Self::Status(Box::new(status))
@@ -221,6 +235,8 @@ pub(crate) struct BackOff {
 impl BackOff {
     const LEAST: Duration = Duration::from_millis(100);
     const MOST: Duration = Duration::from_secs(15);
+    /// The longest wait where nothing is heard.
+    const UNHEARD: Duration = Duration::from_secs(1);
 
     pub(crate) fn new() -> Self {
         Self::between(Self::LEAST, Self::MOST)
@@ -231,17 +247,33 @@ impl BackOff {
         Self { limit: least * 2, least, most }
     }
 
+    /// How long to wait before the next attempt, after one that failed so. Who is not heard at all is not burdened by who
+    /// knocks, and is to be found soon after the way is open again.
+    pub(crate) fn after(&mut self, error: &LinkError) -> Duration {
+        if !error.is_silence() {
+            return self.next();
+        }
+        let wait = self.spread(self.limit.min(Self::UNHEARD));
+        self.limit = self.limit.max((self.limit * 2).min(Self::UNHEARD));
+        wait
+    }
+
     /// How long to wait before the next attempt.
     pub(crate) fn next(&mut self) -> Duration {
+        let wait = self.spread(self.limit);
+        self.limit = (self.limit * 2).min(self.most);
+        wait
+    }
+
+    /// A wait at random, up to a limit.
+    fn spread(&self, limit: Duration) -> Duration {
         let mut random = [0; 4];
         // Without random numbers the wait is merely not spread.
         let spread = match aws_lc_rs::rand::fill(&mut random) {
             Ok(()) => f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX),
             Err(_) => 1.0,
         };
-        let wait = self.least + (self.limit - self.least).mul_f64(spread);
-        self.limit = (self.limit * 2).min(self.most);
-        wait
+        self.least + limit.saturating_sub(self.least).mul_f64(spread)
     }
 
     /// The other side is well: the next failure is the first again.
@@ -264,6 +296,28 @@ mod tests {
         assert!(waits[20..].iter().any(|w| *w < Duration::from_secs(10)), "{waits:?}");
         back_off.reset();
         assert!(back_off.next() <= Duration::from_millis(200));
+    }
+
+    #[tokio::test]
+    async fn who_is_not_heard_is_knocked_at_soon_again() {
+        let failed = |kind: std::io::ErrorKind| async move {
+            let connector = tower::service_fn(move |_: Uri| async move {
+                Err::<TokioIo<tokio::net::TcpStream>, _>(std::io::Error::from(kind))
+            });
+            let source =
+                endpoint("https://cp:1").unwrap().connect_with_connector(connector).await.unwrap_err();
+            LinkError::Connect { address: "https://cp:1".into(), source }
+        };
+        let silence = failed(std::io::ErrorKind::TimedOut).await;
+        let refusal = failed(std::io::ErrorKind::ConnectionRefused).await;
+        assert!(silence.is_silence() && !refusal.is_silence() && !LinkError::Closed.is_silence());
+        let mut back_off = BackOff::new();
+        let waits: Vec<Duration> = (0..50).map(|_| back_off.after(&silence)).collect();
+        assert!(waits.iter().all(|wait| *wait <= BackOff::UNHEARD), "{waits:?}");
+        let grown = (0..50).map(|_| back_off.after(&refusal)).max().unwrap();
+        assert!(grown > BackOff::UNHEARD);
+        let waits: Vec<Duration> = (0..50).map(|_| back_off.after(&silence)).collect();
+        assert!(waits.iter().all(|wait| *wait <= BackOff::UNHEARD), "{waits:?}");
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl<H: Fn() -> pb::Health + Send + Sync> Sender<H> {
                 biased;
                 () = self.drain.ended() => return,
                 Ok(()) = news.changed() => back_off.reset(),
-                () = tokio::time::sleep(back_off.next()) => {}
+                () = tokio::time::sleep(back_off.after(&error)) => {}
             }
         }
     }

@@ -24,6 +24,8 @@ use super::{TlsError, provider};
 
 /// The protocol that is agreed on: HTTP/2, for gRPC.
 const ALPN: &[u8] = b"h2";
+/// How long one address may take to answer at all: a packet that is lost is sent again after a second.
+const REACH_TIME: Duration = Duration::from_secs(2);
 
 /// A certificate with what leads to its authority, and its key.
 #[derive(Debug)]
@@ -99,7 +101,6 @@ pub fn client(trust: Trust<'_>, own: Option<Own>) -> Result<Arc<ClientConfig>, T
 ///
 /// # Errors
 /// When the host is none, the network fails, the handshake fails, or the time is up.
-#[expect(clippy::disallowed_methods, reason = "where the control plane is, an operator says")]
 pub async fn connect(
     config: Arc<ClientConfig>,
     host: &str,
@@ -109,11 +110,25 @@ pub async fn connect(
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     let name = ServerName::try_from(bare.to_owned()).map_err(io::Error::other)?;
     let connect = async {
-        let stream = TcpStream::connect((bare, port)).await?;
+        let stream = reach(bare, port).await?;
         stream.set_nodelay(true)?;
         TlsConnector::from(config).connect(name, stream).await
     };
     tokio::time::timeout(most, connect).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// The first address of the host that answers.
+#[expect(clippy::disallowed_methods, reason = "where the control plane is, an operator says")]
+async fn reach(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut failed = io::ErrorKind::NotFound.into();
+    for addr in tokio::net::lookup_host((host, port)).await? {
+        match tokio::time::timeout(REACH_TIME, TcpStream::connect(addr)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => failed = error,
+            Err(_) => failed = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(failed)
 }
 
 fn store(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {
