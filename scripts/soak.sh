@@ -21,6 +21,9 @@ RESTARTS=${RESTARTS:-20}         # restarts under load, and calls meanwhile: tes
 RESTART_CALLS=${RESTART_CALLS:-100000}
 EVENTS=${EVENTS:-1000000}        # audited calls that a draft is tried on
 LISTENERS=${LISTENERS:-10000}    # idle listeners
+UPGRADE_CALLS=${UPGRADE_CALLS:-300000} # calls while everything is upgraded from the version before
+# The version before, which an upgrade begins with.
+PREVIOUS=${PREVIOUS:-$(git describe --tags --abbrev=0 2>/dev/null || git rev-parse HEAD~20)}
 
 export WAFFLES_TEST_PAIRS=$PAIRS WAFFLES_TEST_SEQUENCES=$SEQUENCES WAFFLES_TEST_CALLS=$CALLS
 export WAFFLES_TEST_CHECKS=$CHECKS WAFFLES_TEST_LIMIT_WINDOWS=$WINDOWS WAFFLES_TEST_MUTATIONS=$MUTATIONS
@@ -47,6 +50,21 @@ bench() {
   "$target/release/waffles-bench" "$@"
 }
 
+# Programs of the version before, in a folder of their own.
+build_previous() {
+  rm -rf "$target/previous"
+  git worktree prune
+  git worktree add --detach "$target/previous" "$PREVIOUS"
+  (cd "$target/previous" && CARGO_TARGET_DIR=$target/previous/target \
+    cargo build -p waffles-control-plane -p waffles-data-plane --bins)
+}
+
+upgrade() {
+  build_previous
+  "$target/debug/with-services" "$target/release/waffles-bench" upgrade \
+    --previous "$target/previous/target/debug" --calls "$UPGRADE_CALLS"
+}
+
 step "what the tests start" scripts/test-deps.sh
 use_new_node
 step "programs" cargo build --workspace --bins
@@ -65,6 +83,9 @@ step "programs as they are shipped" \
 # Memory is that of the programs as they are shipped.
 try "attacks on memory" env WAFFLES_TEST_PROGRAMS="$target/release" \
   "$target/debug/with-services" cargo test -p waffles-tests --test it -- no_attack_takes_more_memory_than_there_is
+try "the network broken between proxy and control plane" bench partition
+try "a disk that is full" bench full-disk
+try "an upgrade of everything from $PREVIOUS" upgrade
 try "a call, beside a bare pass-through" bench
 try "a policy of 1000 rules" bench rules
 try "few and many servers and keys" bench flat

@@ -4,16 +4,19 @@
 mod compare;
 mod federation;
 mod flat;
+mod full_disk;
 mod listeners;
 mod load;
 mod neighbours;
 mod overload;
+mod partition;
 mod passthrough;
 mod report;
 mod rules;
 mod scale;
 mod secure;
 mod tokens;
+mod upgrade;
 mod upstream;
 mod what_if;
 
@@ -106,6 +109,12 @@ enum Part {
     /// Asks at a fixed rate.
     #[command(hide = true)]
     Callers(neighbours::Callers),
+    /// Breaks the network between a proxy and its control plane, in network namespaces.
+    Partition(partition::Partition),
+    /// Upgrades everything from the version before, under load.
+    Upgrade(upgrade::Upgrade),
+    /// Fills the disk under a proxy.
+    FullDisk(full_disk::FullDisk),
     /// Measures whether a call costs the same however much is registered.
     Flat(flat::Flat),
 }
@@ -206,6 +215,9 @@ impl Bench {
             Some(Part::Other(other)) => runtime.block_on(other.serve()),
             Some(Part::Callers(callers)) => runtime.block_on(callers.run()),
             Some(Part::Flat(flat)) => runtime.block_on(flat.run(&self)),
+            Some(Part::Partition(partition)) => runtime.block_on(partition.run()),
+            Some(Part::Upgrade(upgrade)) => runtime.block_on(upgrade.run()),
+            Some(Part::FullDisk(disk)) => runtime.block_on(disk.run()),
             None => runtime.block_on(self.measure()),
         }
     }

@@ -28,6 +28,7 @@ pub mod raw_server;
 pub mod redis;
 pub mod sdk;
 pub mod seed;
+pub mod traffic;
 pub mod waffles;
 pub mod watchdog;
 

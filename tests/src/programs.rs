@@ -2,7 +2,7 @@
 //! wrote to stderr is shown when the test fails.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -28,7 +28,10 @@ pub fn free_port() -> u16 {
 /// Where the program of this name is: beside the test executable, in the target directory of its profile, or where
 /// `WAFFLES_TEST_PROGRAMS` says: what is told of memory and time, is told of the programs as they are shipped.
 pub fn path(name: &str) -> PathBuf {
-    let dir = std::env::var_os("WAFFLES_TEST_PROGRAMS").map_or_else(beside, PathBuf::from);
+    path_in(&std::env::var_os("WAFFLES_TEST_PROGRAMS").map_or_else(beside, PathBuf::from), name)
+}
+
+fn path_in(dir: &Path, name: &str) -> PathBuf {
     let path = dir.join(name);
     assert!(
         path.exists(),
@@ -49,7 +52,10 @@ fn beside() -> PathBuf {
 
 /// A command for one of our programs, without settings of the environment that would reach it.
 pub fn command(name: &str, cpu: Option<usize>) -> Command {
-    let program = path(name);
+    command_of(path(name), cpu)
+}
+
+fn command_of(program: PathBuf, cpu: Option<usize>) -> Command {
     let mut command = match cpu {
         None => Command::new(program),
         Some(cpu) => {
@@ -64,6 +70,11 @@ pub fn command(name: &str, cpu: Option<usize>) -> Command {
     command
 }
 
+/// As [`command`], for a program in this directory, where there is one.
+fn program(dir: Option<&Path>, name: &str, cpu: Option<usize>) -> Command {
+    command_of(dir.map_or_else(|| path(name), |dir| path_in(dir, name)), cpu)
+}
+
 /// The command, for a program that runs only while the core has nothing else to do.
 pub fn idle(inner: &Command) -> Command {
     let mut outer = Command::new("chrt");
@@ -71,11 +82,11 @@ pub fn idle(inner: &Command) -> Command {
     wrapped(outer, inner)
 }
 
-/// As [`command`], for a program that may open so many files.
-fn limited(name: &str, files: u64) -> Command {
+/// The command, for a program that may open so many files.
+fn limited(inner: &Command, files: u64) -> Command {
     let mut outer = Command::new("sh");
     outer.arg("-c").arg(format!("ulimit -n {files}; exec \"$0\" \"$@\""));
-    wrapped(outer, &command(name, None))
+    wrapped(outer, inner)
 }
 
 /// A command that runs another one, in that one's environment.
@@ -245,6 +256,8 @@ pub struct ControlPlaneOptions {
     pub env: Vec<(String, String)>,
     /// The core it is bound to, of which it takes what nobody else wants: it stands on another machine where it matters.
     pub cpu: Option<usize>,
+    /// Where its program is. None: where [`path`] says.
+    pub programs: Option<PathBuf>,
 }
 
 /// What a control plane says when it is ready.
@@ -309,6 +322,11 @@ impl ControlPlane {
         Self::command(&self.options, self.dir.path())
     }
 
+    /// From its next start on, its program is another one.
+    pub fn use_programs(&mut self, dir: Option<PathBuf>) {
+        self.options.programs = dir;
+    }
+
     /// Where proxies reach it.
     pub fn channel_url(&self) -> String {
         format!("https://{}", self.grpc)
@@ -362,7 +380,7 @@ impl ControlPlane {
 
     /// The program, on its data.
     fn command(options: &ControlPlaneOptions, dir: &Path) -> Command {
-        let mut command = command("waffles-control-plane", options.cpu);
+        let mut command = program(options.programs.as_deref(), "waffles-control-plane", options.cpu);
         if options.cpu.is_some() {
             command = idle(&command);
         }
@@ -393,6 +411,12 @@ pub struct DataPlaneOptions {
     /// More flags.
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
+    /// Where its program is. None: where [`path`] says.
+    pub programs: Option<PathBuf>,
+    /// A command that it is started by, such as one that puts it in a namespace; `{dir}` stands for its data directory.
+    pub wrap: Vec<String>,
+    /// The address that it listens on, instead of loopback.
+    pub listen: Option<IpAddr>,
     /// The core it is bound to.
     pub cpu: Option<usize>,
     /// How many files it may open.
@@ -409,6 +433,9 @@ impl Default for DataPlaneOptions {
             closed: false,
             args: Vec::new(),
             env: Vec::new(),
+            programs: None,
+            wrap: Vec::new(),
+            listen: None,
             cpu: None,
             files: None,
         }
@@ -445,10 +472,16 @@ impl DataPlane {
     pub async fn start_at(control_plane: String, token: &str, options: DataPlaneOptions) -> Self {
         let dir = Dir::new("waffles-dp-");
         std::fs::write(token_file(dir.path()), token).expect("the token can be written");
-        let any = ["127.0.0.1:0"; 2].map(str::to_owned);
-        let (program, announced) = Self::launch(&options, dir.path(), &control_plane, any).await;
+        let any = SocketAddr::from((options.listen.unwrap_or(Ipv4Addr::LOCALHOST.into()), 0)).to_string();
+        let (program, announced) =
+            Self::launch(&options, dir.path(), &control_plane, [any.clone(), any]).await;
         let DataPlaneAnnounced { mcp, admin, proxy_id } = announced;
         Self { program, mcp, admin, proxy_id, control_plane, options, dir }
+    }
+
+    /// From its next start on, its program is another one.
+    pub fn use_programs(&mut self, dir: Option<PathBuf>) {
+        self.options.programs = dir;
     }
 
     /// Puts another join token where the proxy looks for one.
@@ -535,10 +568,15 @@ impl DataPlane {
         control_plane: &str,
         [mcp, admin]: [String; 2],
     ) -> (Program, DataPlaneAnnounced) {
-        let mut command = match options.files {
-            None => command("waffles-data-plane", options.cpu),
-            Some(files) => limited("waffles-data-plane", files),
-        };
+        let mut command = program(options.programs.as_deref(), "waffles-data-plane", options.cpu);
+        if let Some(files) = options.files {
+            command = limited(&command, files);
+        }
+        if let Some((program, args)) = options.wrap.split_first() {
+            let mut outer = Command::new(program);
+            outer.args(args.iter().map(|arg| arg.replace("{dir}", &dir.to_string_lossy())));
+            command = wrapped(outer, &command);
+        }
         command.args([
             "--announce",
             "--control-plane",

@@ -193,10 +193,21 @@ impl Waffles {
 
     /// Registers a server and waits until all proxies have it.
     pub async fn add(&self, spec: ServerSpec) -> Server {
-        let request = CreateServerRequest { spec: Some(spec), disabled: false };
-        let answer = self.registry().create_server(request).await.expect("the server can be registered");
+        let server = self.register(spec).await;
         self.settled().await;
-        answer.into_inner().server.expect("the answer names it")
+        server
+    }
+
+    /// Registers a server; does not wait for the proxies.
+    pub async fn register(&self, spec: ServerSpec) -> Server {
+        self.try_register(spec).await.expect("the server can be registered")
+    }
+
+    /// The same, where the control plane may be away.
+    pub async fn try_register(&self, spec: ServerSpec) -> Result<Server, tonic::Status> {
+        let request = CreateServerRequest { spec: Some(spec), disabled: false };
+        let answer = self.registry().create_server(request).await?;
+        Ok(answer.into_inner().server.expect("the answer names it"))
     }
 
     /// Lets calls reach a server or stops them; does not wait for the proxies.
