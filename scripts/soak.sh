@@ -84,6 +84,7 @@ step "programs as they are shipped" \
 try "attacks on memory" env WAFFLES_TEST_PROGRAMS="$target/release" \
   "$target/debug/with-services" cargo test -p waffles-tests --test it -- no_attack_takes_more_memory_than_there_is
 try "the network broken between proxy and control plane" bench partition
+try "a resolver that is dead" bench dead-resolver
 try "a disk that is full" bench full-disk
 try "an upgrade of everything from $PREVIOUS" upgrade
 try "a call, beside a bare pass-through" bench

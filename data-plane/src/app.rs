@@ -20,7 +20,7 @@ use waffles_proto::audit::v1::{Health, SeenServer};
 use waffles_runtime::admin::{self, Admin, Gates};
 use waffles_runtime::drain::{self, Drain, Outcome, Signals, Trigger};
 use waffles_runtime::host::{Hosts, Pages};
-use waffles_runtime::outbound::{self, Denied, OutboundPolicy};
+use waffles_runtime::outbound::{self, Denied, Names, OutboundPolicy};
 use waffles_runtime::task::{self, Driver, Supervisor, Tasks};
 use waffles_runtime::tls::{ServerPaths, ServerTls};
 use waffles_runtime::{listen, process, telemetry};
@@ -424,6 +424,7 @@ async fn outbound(config: &Config, ours: [SocketAddr; 2]) -> OutboundPolicy {
         denied: config.deny_upstream_cidr.iter().copied().map(Denied::network).chain(own).collect(),
         denied_names: names,
         ports: config.outbound_ports.clone(),
+        names: Names::default(),
     }
 }
 

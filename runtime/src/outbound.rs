@@ -3,6 +3,7 @@
 //! checked, on every connection, so that a name cannot change its mind after registration.
 
 mod address;
+mod names;
 mod ports;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,10 +15,11 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 pub use address::Kind;
+pub use names::Names;
 pub use ports::Ports;
 
 /// Where our programs may connect to. By default: the public internet.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct OutboundPolicy {
     /// Opens loopback, RFC 1918 and unique local addresses; for one machine, not for production.
     pub allow_private: bool,
@@ -29,6 +31,8 @@ pub struct OutboundPolicy {
     pub denied_names: Vec<String>,
     /// The ports that are open.
     pub ports: Ports,
+    /// What names resolved to.
+    pub names: Names,
 }
 
 /// A network, or one port of it, that stays closed.
@@ -163,8 +167,7 @@ impl OutboundPolicy {
         self.check_name(host, port)?;
         let addrs = match literal(host) {
             Some(ip) => vec![SocketAddr::new(ip, port)],
-            None => look_up(host, port)
-                .await
+            None => (self.names.look_up(look_up, host, port).await)
                 .map_err(|source| ConnectError::Resolve { host: host.to_owned(), source })?,
         };
         for addr in &addrs {

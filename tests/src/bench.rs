@@ -2,6 +2,7 @@
 //! program, each on one thread and bound to a core: the proxy under test alone on one, everything else on another.
 
 mod compare;
+mod dead_resolver;
 mod federation;
 mod flat;
 mod full_disk;
@@ -113,6 +114,8 @@ enum Part {
     Partition(partition::Partition),
     /// Upgrades everything from the version before, under load.
     Upgrade(upgrade::Upgrade),
+    /// Kills the resolver that a proxy asks for its servers.
+    DeadResolver(dead_resolver::DeadResolver),
     /// Fills the disk under a proxy.
     FullDisk(full_disk::FullDisk),
     /// Measures whether a call costs the same however much is registered.
@@ -217,6 +220,7 @@ impl Bench {
             Some(Part::Flat(flat)) => runtime.block_on(flat.run(&self)),
             Some(Part::Partition(partition)) => runtime.block_on(partition.run()),
             Some(Part::Upgrade(upgrade)) => runtime.block_on(upgrade.run()),
+            Some(Part::DeadResolver(dead)) => runtime.block_on(dead.run()),
             Some(Part::FullDisk(disk)) => runtime.block_on(disk.run()),
             None => runtime.block_on(self.measure()),
         }
