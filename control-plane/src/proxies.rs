@@ -551,8 +551,8 @@ impl Roster {
     /// Pokes within this time are one write.
     const GATHER: Duration = Duration::from_millis(250);
     /// The same after a write of many proxies: a herd comes back over many seconds.
-    const GATHER_MANY: Duration = Duration::from_secs(2);
-    const MANY: usize = 20;
+    const GATHER_MANY: Duration = Duration::from_secs(3);
+    const MANY: usize = 5;
 }
 
 impl Task for Roster {

@@ -119,21 +119,20 @@ impl Postgres {
         self.execute("postgres", "SELECT pg_reload_conf()").await;
     }
 
-    /// Statements so far, without those that only begin, end and tell whose rows are wanted.
-    pub fn statements(&self) -> usize {
+    /// Statements so far, without those that only begin, end and tell whose rows are wanted: how each begins, in their order.
+    pub fn statements(&self) -> Vec<String> {
         let log = std::fs::read_to_string(self.log()).unwrap_or_default();
-        let said = |line: &str| {
+        let said = |line: &str| -> Option<String> {
             let text = line
                 .split_once("LOG:  statement: ")
                 .or_else(|| line.split_once("LOG:  execute ").and_then(|(_, rest)| rest.split_once(": ")));
             let small =
                 ["BEGIN", "COMMIT", "ROLLBACK", "SET", "SELECT set_config", "RESET", "LISTEN", "UNLISTEN"];
-            text.is_some_and(|(_, text)| {
-                let text = text.trim_start();
-                !text.is_empty() && !small.iter().any(|small| text.starts_with(small))
-            })
+            let text = text?.1.trim_start();
+            let counts = !text.is_empty() && !small.iter().any(|small| text.starts_with(small));
+            counts.then(|| text.chars().take(60).collect())
         };
-        log.lines().filter(|line| said(line)).count()
+        log.lines().filter_map(said).collect()
     }
 
     /// Runs a statement of a test's own, as the superuser.

@@ -13,8 +13,9 @@ use uuid::Uuid;
 use crate::store::Db;
 use crate::store::audit as store;
 
-/// Questions within this time are one statement. A proxy does not feel it: it has just opened a connection.
-const GATHER: Duration = Duration::from_millis(500);
+/// Questions within this time are one statement. A proxy does not feel it: it has just opened a connection, and what it has
+/// to tell is on its disk.
+const GATHER: Duration = Duration::from_secs(2);
 /// The first question after a quiet time is not kept waiting for long.
 const GATHER_FIRST: Duration = Duration::from_millis(5);
 /// More than this many at once have their statement at once.
@@ -60,7 +61,7 @@ impl Marks {
         if let Some(answer) = &waiting.answer {
             return answer.clone();
         }
-        let quiet = waiting.last.is_none_or(|last| last.elapsed() > GATHER * 4);
+        let quiet = waiting.last.is_none_or(|last| last.elapsed() > GATHER * 2);
         let (marks, db) = (self.clone(), db.clone());
         let answer = async move {
             tokio::time::sleep(if quiet { GATHER_FIRST } else { GATHER }).await;
