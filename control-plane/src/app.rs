@@ -55,13 +55,15 @@ const DATABASE_PAUSE: Duration = Duration::from_millis(500);
 const RESOLVE_TIME: Duration = Duration::from_secs(2);
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 
+/// The doors' limits; those of one address are configured.
 const HTTP: Limits = Limits {
     connections: 1024,
+    per_address: 0,
     body: Some(1024 * 1024),
     answer: Some(Duration::from_secs(15)),
     http2_only: false,
 };
-const GRPC: Limits = Limits { connections: 4096, body: None, answer: None, http2_only: true };
+const GRPC: Limits = Limits { connections: 4096, per_address: 0, body: None, answer: None, http2_only: true };
 
 /// Every socket is open, nothing is served yet.
 pub struct Bound {
@@ -84,8 +86,8 @@ pub struct Bound {
     trigger: Trigger,
     drain: Drain,
     signals: Signals,
-    http: (std::net::TcpListener, axum::Router),
-    grpc: (std::net::TcpListener, axum::Router),
+    http: (std::net::TcpListener, axum::Router, Limits),
+    grpc: (std::net::TcpListener, axum::Router, Limits),
     health: HealthReporter,
     admin: admin::Bound,
     work: Work,
@@ -204,6 +206,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         health: services.health.driver(),
         listener: Listener::new(db.clone(), discovery.clone()),
     };
+    let per_address = config.connections_per_address;
     Ok(Bound {
         http_addr,
         grpc_addr: grpc.local_addr()?,
@@ -219,8 +222,8 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         trigger,
         drain,
         signals,
-        http: (http, rest),
-        grpc: (grpc, rpc),
+        http: (http, rest, Limits { per_address, ..HTTP }),
+        grpc: (grpc, rpc, Limits { per_address, ..GRPC }),
         health,
         admin,
         work,
@@ -261,12 +264,14 @@ impl Bound {
         driver.spawn(&tasks, drain.clone());
         self.work.usage.spawn(&tasks, drain.clone());
         supervisor.spawn("listener", self.work.listener.run(drain.clone()));
-        supervisor.spawn("http", http::serve(self.http.0, self.http.1, HTTP, None, drain.clone()));
+        let (listener, router, limits) = self.http;
+        supervisor.spawn("http", http::serve(listener, router, limits, None, drain.clone()));
         let secure = Secure {
             enrolment: self.services.enrolment.clone(),
             plain: self.grpc_addr.ip().to_canonical().is_loopback(),
         };
-        supervisor.spawn("grpc", http::serve(self.grpc.0, self.grpc.1, GRPC, Some(secure), drain.clone()));
+        let (listener, router, limits) = self.grpc;
+        supervisor.spawn("grpc", http::serve(listener, router, limits, Some(secure), drain.clone()));
         tracing::info!(http = %self.http_addr, grpc = %self.grpc_addr, admin = %self.admin_addr, "listening");
 
         let line = json!({

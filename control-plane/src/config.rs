@@ -39,6 +39,8 @@ pub struct Config {
     pub certificate_life: Duration,
     /// More API keys than this are not sent to proxies, which ask for those that they meet.
     pub keys_shipped_most: u64,
+    /// Connections of one address to either door that have shown no proxy's certificate.
+    pub connections_per_address: usize,
     /// How long audit events are kept; none for ever.
     pub audit_retention: Option<Duration>,
     /// How often a checkpoint of the audit trail is made.
@@ -212,6 +214,16 @@ struct Flags {
         global = true
     )]
     keys_shipped_most: u64,
+    /// Connections of one address to the REST port, and to the gRPC port without a proxy's certificate; further ones are
+    /// closed. Raise it where many come from one address, as behind a load balancer
+    #[arg(
+        long,
+        env = "WAFFLES_MAX_CONNECTIONS_PER_ADDRESS",
+        default_value_t = 128,
+        value_name = "N",
+        global = true
+    )]
+    max_connections_per_address: usize,
     /// How many days audit events are kept [default: for ever]
     #[arg(long, env = "WAFFLES_AUDIT_RETENTION_DAYS", value_name = "DAYS", global = true)]
     audit_retention_days: Option<u32>,
@@ -363,6 +375,7 @@ impl Config {
                 .map(|(certificate, key)| AuthorityFiles { certificate, key }),
             certificate_life,
             keys_shipped_most: flags.keys_shipped_most,
+            connections_per_address: flags.max_connections_per_address.max(1),
             audit_retention: flags
                 .audit_retention_days
                 .map(|days| Duration::from_secs(u64::from(days) * 86_400)),
@@ -395,6 +408,7 @@ impl Config {
             "ca_cert_file": self.authority.as_ref().map(|files| &files.certificate),
             "proxy_certificate_life_ms": millis(self.certificate_life),
             "keys_shipped_most": self.keys_shipped_most,
+            "max_connections_per_address": self.connections_per_address,
             "audit_retention_days": self.audit_retention.map(|time| time.as_secs() / 86_400),
             "audit_checkpoint_every_ms": millis(self.audit_checkpoint_every),
             "log": { "format": self.log.format, "filter": self.log.filter },

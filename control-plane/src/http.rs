@@ -1,6 +1,8 @@
 //! Serves a router on a socket: a cap on connections, limits on heads, pings, and an end with the drain.
 //! REST and gRPC are served alike; what differs stands in `Limits`.
 
+mod guests;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,9 +26,12 @@ use waffles_runtime::{listen, task};
 
 use crate::authz::Channel;
 use crate::enrolment::Enrolment;
+use guests::Guests;
 
 /// How long a peer may take over its handshake.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// Handshakes of one address at a time, among which may be those of many proxies behind one router.
+const MOST_HANDSHAKES: usize = 512;
 const HEADER_TIME: Duration = Duration::from_secs(10);
 const MOST_HEAD_BYTES: usize = 32 * 1024;
 const MOST_HEADERS: usize = 100;
@@ -45,6 +50,8 @@ const MOST_UNSENT: usize = 256 * 1024;
 pub(crate) struct Limits {
     /// Connections at a time; further ones wait in the kernel.
     pub(crate) connections: usize,
+    /// Those of one address that have shown no proxy's certificate; further ones are closed.
+    pub(crate) per_address: usize,
     /// Bytes of a request; none where requests are streams.
     pub(crate) body: Option<usize>,
     /// An answer begins within this time; none where the door has a limit of its own.
@@ -78,6 +85,7 @@ pub(crate) async fn serve(
         }
     };
     let places = Arc::new(Semaphore::new(limits.connections));
+    let (greeting, strangers) = (Guests::new(MOST_HANDSHAKES), Guests::new(limits.per_address));
     loop {
         let next = async {
             let place = Arc::clone(&places).acquire_owned().await;
@@ -88,27 +96,45 @@ pub(crate) async fn serve(
             () = drain.started() => return,
             next = next => next,
         };
+        let crowded =
+            move || tracing::debug!(peer = %peer, "a connection was refused, its address has too many");
+        let Some(greeted) = greeting.enter(peer.ip()) else {
+            crowded();
+            continue;
+        };
         let (router, drain, hold) = (router.clone(), drain.clone(), drain.hold());
-        let secure = secure.clone();
+        let (secure, strangers) = (secure.clone(), strangers.clone());
         task::spawn("connection", async move {
-            match secure {
-                None => connection(stream, peer, Channel::Plain, router, limits, drain, hold).await,
-                Some(secure) => {
-                    let greeted = tokio::select! {
-                        () = drain.started() => return,
-                        greeted = tokio::time::timeout(HANDSHAKE_TIME, greet(stream, &secure)) => greeted,
-                    };
-                    match greeted.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
-                        Ok(Greeted::Plain(stream)) => {
-                            connection(stream, peer, Channel::Plain, router, limits, drain, hold).await;
-                        }
-                        Ok(Greeted::Encrypted(stream, channel)) => {
-                            connection(*stream, peer, channel, router, limits, drain, hold).await;
-                        }
-                        Err(error) => tracing::debug!(%error, peer = %peer, "a connection was refused"),
+            let opened = match secure {
+                None => Ok(Greeted::Plain(stream)),
+                Some(secure) => tokio::select! {
+                    () = drain.started() => return,
+                    opened = tokio::time::timeout(HANDSHAKE_TIME, greet(stream, &secure)) => {
+                        opened.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
                     }
+                },
+            };
+            let opened = match opened {
+                Ok(opened) => opened,
+                Err(error) => return tracing::debug!(%error, peer = %peer, "a connection was refused"),
+            };
+            let stranger = match &opened {
+                Greeted::Encrypted(_, Channel::Proxy(_)) => None,
+                _ => match strangers.enter(peer.ip()) {
+                    Some(stranger) => Some(stranger),
+                    None => return crowded(),
+                },
+            };
+            drop(greeted);
+            match opened {
+                Greeted::Plain(stream) => {
+                    connection(stream, peer, Channel::Plain, router, limits, drain, hold).await;
+                }
+                Greeted::Encrypted(stream, channel) => {
+                    connection(*stream, peer, channel, router, limits, drain, hold).await;
                 }
             }
+            drop(stranger);
             drop(place);
         });
     }

@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use waffles_runtime::task;
-use waffles_tests::{DataPlaneOptions, Waffles, WafflesOptions};
+use waffles_tests::{ControlPlaneOptions, DataPlaneOptions, PATIENCE, Waffles, WafflesOptions, until};
 
 /// The head of the answer to a head that is written as it stands.
 async fn raw(addr: SocketAddr, head: &str) -> (u16, String) {
@@ -276,4 +276,44 @@ async fn an_allowed_origin_may_call_and_no_other() {
         let head = format!("GET /live HTTP/1.1\r\nhost: {port}\r\norigin: https://console.example.com");
         assert_eq!(raw(port, &head).await.0, 403);
     }
+}
+
+/// A connection from an address of this machine, with an HTTP/1.1 request or the preface of HTTP/2; whether it was answered.
+async fn knocks(from: [u8; 4], to: SocketAddr, words: &[u8]) -> Option<TcpStream> {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from((from, 0))).unwrap();
+    let mut stream = socket.connect(to).await.unwrap();
+    // Whoever is refused early may find the connection closed already.
+    stream.write_all(words).await.ok()?;
+    let read =
+        tokio::time::timeout(PATIENCE, stream.read(&mut [0; 512])).await.expect("it is answered or closed");
+    matches!(read, Ok(1..)).then_some(stream)
+}
+
+#[tokio::test]
+async fn one_address_does_not_take_all_places_of_the_control_plane() {
+    let control_plane = ControlPlaneOptions {
+        args: ["--max-connections-per-address", "8"].map(str::to_owned).to_vec(),
+        ..ControlPlaneOptions::default()
+    };
+    let waffles = Waffles::with(WafflesOptions { control_plane, ..WafflesOptions::default() }).await;
+    let (rest, grpc) = (waffles.control_plane.http, waffles.control_plane.grpc);
+    let request = format!("GET /live HTTP/1.1\r\nhost: {rest}\r\n\r\n");
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let (crowd, other) = ([127, 0, 0, 7], [127, 0, 0, 8]);
+    for (door, words) in [(rest, request.as_bytes()), (grpc, preface.as_slice())] {
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            held.push(knocks(crowd, door, words).await.expect("there is a place"));
+        }
+        for _ in 0..20 {
+            assert!(knocks(crowd, door, words).await.is_none(), "the address has its eight places already");
+        }
+        assert!(knocks(other, door, words).await.is_some(), "others come in");
+        held.pop();
+        until("a place is free again", PATIENCE, || async { knocks(crowd, door, words).await.is_some() })
+            .await;
+    }
+    // Proxies, which show their certificates, are not counted.
+    waffles.add_server("demo", "http://127.0.0.1:9/mcp").await;
 }
