@@ -27,6 +27,8 @@ const GREEDY: usize = 48;
 /// How long a load settles before it is looked at.
 const SETTLE: Duration = Duration::from_secs(4);
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+/// So often a client that is turned away at its handshake comes back.
+const MOST_TRIES: usize = 200;
 /// Within this the proxy is to be as before.
 const MOST_RECOVERY: Duration = Duration::from_secs(5);
 /// The recovery is looked at in steps of this length.
@@ -198,10 +200,14 @@ impl Clients {
         // Those that are new come one after the other: what is measured is not how connections are made.
         while self.count < wanted {
             let number = self.count;
+            self.count += 1;
+            if self.load.era == Era::Sessions && number >= GREEDY {
+                tokio::task::spawn_local(arrive(Rc::clone(&self.load), number, Rc::clone(&self.seen)));
+                continue;
+            }
             let opened = timeout(ANSWER_LIMIT, Connection::open(&self.load)).await;
             let connection = opened.context("no connection")??;
             tokio::task::spawn_local(ask(connection, number, Rc::clone(&self.seen)));
-            self.count += 1;
         }
         self.seen.wanted.set(wanted);
         Ok(())
@@ -248,6 +254,18 @@ impl Clients {
     fn take(&self) -> (Vec<u32>, Vec<u32>) {
         (self.seen.served.take(), self.seen.refused.take())
     }
+}
+
+/// A client with a session to begin: under load its handshake is turned away before any call, and it tries again.
+async fn arrive(load: Rc<Load>, number: usize, seen: Rc<Seen>) {
+    let mut dice = Dice::new(number as u64 + 1);
+    for _ in 0..MOST_TRIES {
+        sleep(THINK.mul_f64(dice.roll(20) as f64)).await;
+        if let Ok(Ok(connection)) = timeout(ANSWER_LIMIT, Connection::open(&load)).await {
+            return ask(connection, number, seen).await;
+        }
+    }
+    seen.failed.borrow_mut().push(format!("client {number} never gets a session"));
 }
 
 async fn ask(mut connection: Connection, number: usize, seen: Rc<Seen>) {
