@@ -361,6 +361,8 @@ impl Starter<'_> {
             ("--join-token-file", home.path.join("join.token").into()),
             ("--data-dir", home.path.join("proxy").into()),
             ("--mcp-addr", args.mcp_addr.to_string().into()),
+            // There is no load balancer, and whoever presses Ctrl-C waits.
+            ("--linger", "0s".into()),
             ("--admin-addr", admin_addr(args.mcp_addr, 9080).to_string().into()),
             ("--log-format", "json".into()),
         ]);

@@ -96,12 +96,7 @@ pub(crate) async fn serve(
             () = drain.started() => return,
             next = next => next,
         };
-        let crowded =
-            move || tracing::debug!(peer = %peer, "a connection was refused, its address has too many");
-        let Some(greeted) = greeting.enter(peer.ip()) else {
-            crowded();
-            continue;
-        };
+        let Some(greeted) = greeting.enter(peer.ip()) else { continue };
         let (router, drain, hold) = (router.clone(), drain.clone(), drain.hold());
         let (secure, strangers) = (secure.clone(), strangers.clone());
         task::spawn("connection", async move {
@@ -122,7 +117,7 @@ pub(crate) async fn serve(
                 Greeted::Encrypted(_, Channel::Proxy(_)) => None,
                 _ => match strangers.enter(peer.ip()) {
                     Some(stranger) => Some(stranger),
-                    None => return crowded(),
+                    None => return,
                 },
             };
             drop(greeted);

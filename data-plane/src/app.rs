@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use secrecy::ExposeSecret as _;
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use url::Url;
 use uuid::Uuid;
@@ -60,6 +60,10 @@ const TLS_RELOAD: Duration = Duration::from_secs(5);
 const RESOLVE: Duration = Duration::from_secs(2);
 /// How often gauges are brought up to date.
 const GAUGES: Duration = Duration::from_secs(1);
+/// How often a proxy that lingers looks whether somebody is connected.
+const LOOK_AROUND: Duration = Duration::from_millis(50);
+/// Where nobody was for so long, it goes.
+const ALONE: Duration = Duration::from_millis(500);
 
 /// A proxy whose sockets are open and that serves nothing yet.
 pub struct Bound {
@@ -323,7 +327,7 @@ impl Bound {
         if failed.is_none() {
             // A second signal cuts the linger short.
             tokio::select! {
-                () = tokio::time::sleep(config.linger) => {}
+                () = linger(config.linger, &caps) => {}
                 _ = signals.next() => {}
             }
         }
@@ -346,6 +350,18 @@ impl Bound {
             Some(ended) => Err(ended).context("a task that the proxy cannot do without has ended"),
             None => Ok(()),
         }
+    }
+}
+
+/// Waits until load balancers have noticed that this proxy goes. Where nobody has been connected for a moment there is none.
+async fn linger(most: Duration, caps: &Caps) {
+    let end = Instant::now() + most;
+    let mut last_open = Instant::now();
+    while Instant::now() < end && last_open.elapsed() < ALONE {
+        if caps.open() > 0 {
+            last_open = Instant::now();
+        }
+        tokio::time::sleep(LOOK_AROUND.min(most)).await;
     }
 }
 
@@ -480,7 +496,7 @@ fn health(
     desk: Arc<Desk>,
     shared: Arc<Shared>,
 ) -> impl Fn() -> Health + Send + Sync + 'static {
-    let started = tokio::time::Instant::now();
+    let started = Instant::now();
     move || Health {
         revision: current.load().revision,
         open_streams: u64::try_from(desk.metrics.open_streams.get()).unwrap_or(0),

@@ -139,8 +139,9 @@ pub struct Config {
           value_parser = humantime::parse_duration)]
     pub grace: Duration,
 
-    /// How long new calls are still taken after SIGTERM, for load balancers to notice
-    #[arg(long, env = "WAFFLES_LINGER", default_value = "0s", value_name = "TIME",
+    /// How long new calls are still taken after SIGTERM, for load balancers to notice; no longer than half a second where
+    /// nobody is connected
+    #[arg(long, env = "WAFFLES_LINGER", default_value = "5s", value_name = "TIME",
           value_parser = humantime::parse_duration)]
     pub linger: Duration,
 

@@ -407,9 +407,24 @@ async fn an_idle_proxy_ends_within_a_second_and_one_that_lingers_takes_calls() {
     assert!(waffles.proxy.stop().await.success());
     assert!(started.elapsed() < Duration::from_millis(2_500), "{:?}", started.elapsed());
 
-    let args = ["--linger", "2s"].map(str::to_owned).to_vec();
-    let options = DataPlaneOptions { args, ..DataPlaneOptions::default() };
-    let mut waffles = Seeded::made(options, |_| {}, |_, _| {}).await;
+    let options = |linger: &str| DataPlaneOptions {
+        args: ["--linger", linger].map(str::to_owned).to_vec(),
+        ..DataPlaneOptions::default()
+    };
+    let mut waffles = Seeded::made(options("20s"), |_| {}, |_, _| {}).await;
+    waffles
+        .client()
+        .with("connection", "close")
+        .of(Era::Stateless)
+        .await
+        .call("echo", json!({}))
+        .await
+        .unwrap();
+    let started = Instant::now();
+    assert!(waffles.proxy.stop().await.success());
+    assert!(started.elapsed() < Duration::from_millis(2_500), "nobody is connected: {:?}", started.elapsed());
+
+    let mut waffles = Seeded::made(options("2s"), |_| {}, |_, _| {}).await;
     let client = waffles.client().of(Era::Stateless).await;
     waffles.proxy.program.signal(rustix::process::Signal::TERM);
     let ready = McpClient::new(&format!("http://{}/ready", waffles.proxy.mcp));

@@ -597,6 +597,10 @@ impl DataPlane {
         if let Some(name) = &options.name {
             command.args(["--name", name]);
         }
+        // Tests and benchmarks have no load balancer before them.
+        if !options.args.iter().any(|arg| arg == "--linger") {
+            command.args(["--linger", "0s"]);
+        }
         // A program that is built for debugging, among tests that run beside each other, is late and busy all the time.
         for (flag, value) in [("--max-lag", "10s"), ("--max-strangers-per-address", "100000")] {
             if cfg!(debug_assertions) && !options.args.iter().any(|arg| arg.starts_with(flag)) {

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
@@ -12,20 +13,26 @@ use parking_lot::Mutex;
 pub(super) struct Guests {
     most: usize,
     by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    refused: Arc<AtomicU64>,
 }
 
 impl Guests {
     /// At most so many of one address.
     pub(super) fn new(most: usize) -> Self {
-        Self { most, by_address: Arc::default() }
+        Self { most, by_address: Arc::default(), refused: Arc::default() }
     }
 
-    /// A place for one more connection of an address, or none.
+    /// A place for one more connection of an address, or none, which is said in the log less and less often.
     pub(super) fn enter(&self, address: IpAddr) -> Option<Guest> {
         let address = address.to_canonical();
         let mut by_address = self.by_address.lock();
         let count = by_address.entry(address).or_default();
         if *count >= self.most {
+            let refused = self.refused.fetch_add(1, Relaxed) + 1;
+            if refused.is_power_of_two() {
+                let most = self.most;
+                tracing::warn!(%address, most, refused, "an address has too many connections, further ones are closed");
+            }
             return None;
         }
         *count += 1;

@@ -82,6 +82,11 @@ impl Caps {
         self.leaving.load(Relaxed)
     }
 
+    /// Connections that are open now.
+    pub fn open(&self) -> usize {
+        self.open.load(Relaxed)
+    }
+
     /// A place for one more connection, or none.
     pub fn enter(self: &Arc<Self>, address: IpAddr, stage: Stage, metrics: &Metrics) -> Option<Guest> {
         let strangers = self.strangers.load(Relaxed);

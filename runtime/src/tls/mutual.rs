@@ -21,6 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::certificate::fingerprint;
 use super::{TlsError, provider};
+use crate::outbound;
 
 /// The protocol that is agreed on: HTTP/2, for gRPC.
 const ALPN: &[u8] = b"h2";
@@ -121,7 +122,7 @@ pub async fn connect(
 #[expect(clippy::disallowed_methods, reason = "where the control plane is, an operator says")]
 async fn reach(host: &str, port: u16) -> io::Result<TcpStream> {
     let mut failed = io::ErrorKind::NotFound.into();
-    for addr in tokio::net::lookup_host((host, port)).await? {
+    for addr in outbound::look_up(host, port).await? {
         match tokio::time::timeout(REACH_TIME, TcpStream::connect(addr)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => failed = error,
