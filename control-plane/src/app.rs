@@ -55,15 +55,14 @@ const DATABASE_PAUSE: Duration = Duration::from_millis(500);
 const RESOLVE_TIME: Duration = Duration::from_secs(2);
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 
-/// The doors' limits; those of one address are configured.
-const HTTP: Limits = Limits {
-    connections: 1024,
-    per_address: 0,
-    body: Some(1024 * 1024),
-    answer: Some(Duration::from_secs(15)),
-    http2_only: false,
-};
-const GRPC: Limits = Limits { connections: 4096, per_address: 0, body: None, answer: None, http2_only: true };
+const fn http_limits(per_address: usize) -> Limits {
+    let answer = Some(Duration::from_secs(15));
+    Limits { connections: 1024, per_address, body: Some(1024 * 1024), answer, http2_only: false }
+}
+
+const fn grpc_limits(per_address: usize) -> Limits {
+    Limits { connections: 4096, per_address, body: None, answer: None, http2_only: true }
+}
 
 /// Every socket is open, nothing is served yet.
 pub struct Bound {
@@ -222,8 +221,8 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         trigger,
         drain,
         signals,
-        http: (http, rest, Limits { per_address, ..HTTP }),
-        grpc: (grpc, rpc, Limits { per_address, ..GRPC }),
+        http: (http, rest, http_limits(per_address)),
+        grpc: (grpc, rpc, grpc_limits(per_address)),
         health,
         admin,
         work,

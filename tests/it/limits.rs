@@ -472,15 +472,9 @@ async fn three_proxies_let_the_limit_pass_together() {
     .note();
     assert!(met, "{passed}");
     assert_eq!(seeded.upstream.seen_of("tools/call").len(), passed);
-    let asked = metric(&seeded.proxy, "waffles_limit_asks_total").await;
+    let asked = seeded.proxy.metric("waffles_limit_asks_total").await;
     let bound = 400.0 * windows as f64;
     assert!(asked < bound, "a flood at a limit must not become one of Redis: {asked}");
-}
-
-async fn metric(proxy: &DataPlane, name: &str) -> f64 {
-    let metrics = proxy.metrics().await;
-    let line = metrics.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap().to_owned();
-    line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 #[tokio::test]

@@ -38,14 +38,6 @@ async fn hold(waffles: &Seeded, count: usize) -> Vec<JoinHandle<()>> {
     held
 }
 
-/// The value of a metric.
-async fn metric(waffles: &Seeded, name: &str) -> f64 {
-    let metrics = waffles.proxy.metrics().await;
-    let line = metrics.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
-    line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
-        .unwrap_or_else(|| panic!("no {name} in {metrics}"))
-}
-
 /// A refusal for want of room, in the form of JSON-RPC.
 fn check_refusal(what: &str, answer: &Answer) {
     let message = answer.message();
@@ -112,7 +104,8 @@ async fn what_does_not_fit_is_refused_at_once_in_every_era() {
     assert_eq!(waffles.records().len(), records, "a flood of refusals does not fill the spool");
     check_signs_of_life(&waffles).await;
     assert!(
-        metric(&waffles, r#"waffles_shed_requests_total{priority="call",cause="in_flight"}"#).await >= 4.0
+        waffles.proxy.metric(r#"waffles_shed_requests_total{priority="call",cause="in_flight"}"#).await
+            >= 4.0
     );
 
     // What helps work in flight to its end is never refused.
@@ -126,7 +119,7 @@ async fn what_does_not_fit_is_refused_at_once_in_every_era() {
     })
     .await;
     eventually(PATIENCE, || async {
-        let in_flight = metric(&waffles, "waffles_in_flight").await;
+        let in_flight = waffles.proxy.metric("waffles_in_flight").await;
         anyhow::ensure!(in_flight == 0.0, "{in_flight} in flight");
         Ok(())
     })
@@ -166,10 +159,13 @@ async fn the_last_places_are_for_calls_and_the_last_of_the_others_for_lists() {
 async fn a_proxy_that_is_out_of_memory_still_shows_that_it_lives() {
     // Less than the program itself takes.
     let waffles = with(&["--memory-limit", "16MiB"]).await;
-    until("it knows", PATIENCE, || async { metric(&waffles, "waffles_memory_stage").await == 3.0 }).await;
+    until("it knows", PATIENCE, || async { waffles.proxy.metric("waffles_memory_stage").await == 3.0 }).await;
     let client = waffles.client().of(Era::Stateless).await;
     check_refusal("a call", &client.call("echo", json!({})).await.unwrap());
-    assert_eq!(metric(&waffles, r#"waffles_shed_requests_total{priority="call",cause="memory"}"#).await, 1.0);
+    assert_eq!(
+        waffles.proxy.metric(r#"waffles_shed_requests_total{priority="call",cause="memory"}"#).await,
+        1.0
+    );
     check_signs_of_life(&waffles).await;
     assert_eq!(waffles.upstream.accepted(), 0);
 }
@@ -186,7 +182,7 @@ async fn a_thread_that_lags_turns_away_calls_and_recovers_by_itself() {
     })
     .await;
     check_refusal("a call", &refused);
-    assert!(metric(&waffles, r#"waffles_shed_requests_total{priority="call",cause="lag"}"#).await >= 1.0);
+    assert!(waffles.proxy.metric(r#"waffles_shed_requests_total{priority="call",cause="lag"}"#).await >= 1.0);
     check_signs_of_life(&waffles).await;
     // A few calls always get through, since they show when there is room again.
     until("one gets through", PATIENCE, || async {
@@ -267,7 +263,7 @@ async fn who_takes_back_request_after_request_loses_the_connection() {
         sent += 1;
     }
     assert!(sent < 5_000, "the connection is still there");
-    assert!(metric(&waffles, r#"waffles_closed_connections_total{reason="resets"}"#).await >= 1.0);
+    assert!(waffles.proxy.metric(r#"waffles_closed_connections_total{reason="resets"}"#).await >= 1.0);
     // Who takes back a few is not bothered.
     let (mut sender, connection) = http2(&waffles).await;
     for _ in 0..20 {
@@ -300,11 +296,11 @@ async fn what_a_reader_never_takes_is_not_kept_for_it() {
     let answer = sender.send_request(request(&waffles, "large", &HeaderMap::new())).await.unwrap();
     assert_eq!(answer.status(), 200);
     until("both answers are held", PATIENCE, || async {
-        metric(&waffles, "waffles_buffered_bytes").await >= f64::from(2 * (8 << 20))
+        waffles.proxy.metric("waffles_buffered_bytes").await >= f64::from(2 * (8 << 20))
     })
     .await;
     until("neither is kept", Duration::from_secs(50), || async {
-        metric(&waffles, "waffles_connections").await == 0.0
+        waffles.proxy.metric("waffles_connections").await == 0.0
     })
     .await;
     assert!(
@@ -312,8 +308,10 @@ async fn what_a_reader_never_takes_is_not_kept_for_it() {
         "a slow reader is given time: {:?}",
         started.elapsed()
     );
-    until("nothing is held", PATIENCE, || async { metric(&waffles, "waffles_buffered_bytes").await == 0.0 })
-        .await;
+    until("nothing is held", PATIENCE, || async {
+        waffles.proxy.metric("waffles_buffered_bytes").await == 0.0
+    })
+    .await;
     assert!(connection.is_finished() || tokio::time::timeout(PATIENCE, connection).await.is_ok());
     drop((answer, socket));
 }
@@ -332,7 +330,7 @@ async fn strangers_of_one_address_have_few_places_and_the_known_have_theirs() {
         strangers.push(TcpStream::connect(waffles.proxy.mcp).await.unwrap());
     }
     until("they have their places", PATIENCE, || async {
-        metric(&waffles, "waffles_connections").await == 13.0
+        waffles.proxy.metric("waffles_connections").await == 13.0
     })
     .await;
     let mut more = TcpStream::connect(waffles.proxy.mcp).await.unwrap();
@@ -365,7 +363,7 @@ async fn a_proxy_that_runs_out_of_files_goes_on_with_what_it_has() {
         call().await.unwrap();
     }
     until("some were turned away", PATIENCE, || async {
-        metric(&waffles, "waffles_refused_connections_total").await >= 100.0
+        waffles.proxy.metric("waffles_refused_connections_total").await >= 100.0
     })
     .await;
     let started = Instant::now();

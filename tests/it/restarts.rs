@@ -3,11 +3,9 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
-use tokio::net::TcpStream;
 use waffles_tests::programs::DataPlaneOptions;
 use waffles_tests::traffic::{Plan, Traffic};
-use waffles_tests::{Figure, PATIENCE, Seeded, eventually};
+use waffles_tests::{Figure, Seeded};
 
 const CALLERS: usize = 8;
 
@@ -40,8 +38,7 @@ async fn restarting_one_of_two_proxies_loses_no_call() {
         proxy.restart().await;
         proxy.ready().await;
         // Both serve before the other one goes.
-        let addr = proxy.mcp;
-        eventually(PATIENCE, || async move { TcpStream::connect(addr).await.context("not yet") }).await;
+        proxy.takes_connections().await;
     }
     traffic.reach(calls).await;
     let (made, failures) = traffic.stop().await;

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::watchdog::{Dir, Guarded};
@@ -534,6 +535,20 @@ impl DataPlane {
         let answer =
             http_client().get(self.admin_url("/metrics")).send().await.expect("the admin port answers");
         answer.text().await.expect("metrics are text")
+    }
+
+    /// The value of one of them, with its labels as they are written.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let metrics = self.metrics().await;
+        let line =
+            metrics.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("no {name} in {metrics}"))
+    }
+
+    /// Waits until it takes connections.
+    pub async fn takes_connections(&self) {
+        eventually(PATIENCE, || TcpStream::connect(self.mcp)).await;
     }
 
     pub fn data_dir(&self) -> &Path {

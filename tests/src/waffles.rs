@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use http::HeaderValue;
+use serde_json::json;
 use tonic::metadata::MetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -25,7 +26,7 @@ use waffles_proto::tenant::v1::CreateTenantRequest;
 use waffles_proto::tenant::v1::tenant_service_client::TenantServiceClient;
 
 use crate::programs::{ControlPlane, ControlPlaneOptions, DataPlane, DataPlaneOptions};
-use crate::{McpClient, PATIENCE, eventually};
+use crate::{Era, McpClient, PATIENCE, eventually};
 
 /// A channel that presents a credential with every call.
 pub type Authorized = InterceptedService<Channel, Bearer>;
@@ -188,7 +189,7 @@ impl Waffles {
 
     /// Registers a Streamable HTTP server and waits until all proxies have it.
     pub async fn add_server(&self, name: &str, url: &str) -> Server {
-        self.add(ServerSpec { name: name.to_owned(), endpoints: vec![endpoint(url)], ..spec() }).await
+        self.add(server_at(name, url)).await
     }
 
     /// Registers a server and waits until all proxies have it.
@@ -208,6 +209,18 @@ impl Waffles {
         let request = CreateServerRequest { spec: Some(spec), disabled: false };
         let answer = self.registry().create_server(request).await?;
         Ok(answer.into_inner().server.expect("the answer names it"))
+    }
+
+    /// Waits until a proxy serves calls of a server.
+    pub async fn served_by(&self, proxy: &DataPlane, server: &str) {
+        let client = McpClient::new(&proxy.server_url(server)).with_bearer(&self.admin.secret);
+        let client = client.of(Era::Stateless).await;
+        eventually(PATIENCE, || async {
+            let answer = client.call("echo", json!({})).await?;
+            ensure!(answer.status == 200, "{}", answer.text());
+            Ok(())
+        })
+        .await;
     }
 
     /// Lets calls reach a server or stops them; does not wait for the proxies.
@@ -317,6 +330,11 @@ pub fn spec() -> ServerSpec {
         health: Some(HealthPolicy { check: registry::HealthCheck::Off.into(), ..HealthPolicy::default() }),
         ..ServerSpec::default()
     }
+}
+
+/// A Streamable HTTP server of this name.
+pub fn server_at(name: &str, url: &str) -> ServerSpec {
+    ServerSpec { name: name.to_owned(), endpoints: vec![endpoint(url)], ..spec() }
 }
 
 /// An endpoint with the usual weight.

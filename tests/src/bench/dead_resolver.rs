@@ -12,9 +12,7 @@ use tokio::net::UdpSocket;
 use tokio::time::Instant;
 
 use crate::programs::DataPlaneOptions;
-use crate::waffles::{endpoint, spec};
 use crate::{Era, Figure, McpServer, Waffles, WafflesOptions};
-use waffles_proto::registry::v1::ServerSpec;
 
 /// What the server is called.
 const NAME: &str = "tools.waffles.test";
@@ -44,7 +42,7 @@ impl DeadResolver {
         let waffles = Waffles::with(WafflesOptions { data_plane, ..WafflesOptions::default() }).await;
         let mut server = McpServer::start().await;
         let url = format!("http://{NAME}:{}/mcp", server.addr().port());
-        waffles.add(ServerSpec { name: "demo".into(), endpoints: vec![endpoint(&url)], ..spec() }).await;
+        waffles.add_server("demo", &url).await;
         let hosts = waffles.proxies[0].data_dir().join("hosts");
 
         let (failed, well) = self.calls(&waffles, &mut server).await?;

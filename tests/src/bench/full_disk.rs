@@ -14,7 +14,7 @@ use waffles_proto::audit::v1::EventFilter;
 use waffles_proto::registry::v1::{AuditMode, ServerSpec};
 
 use crate::programs::DataPlaneOptions;
-use crate::waffles::{endpoint, spec};
+use crate::waffles::server_at;
 use crate::{Era, Figure, McpClient, McpServer, PATIENCE, Waffles, WafflesOptions, eventually};
 
 /// How long after there is room strict calls may be refused still.
@@ -44,8 +44,7 @@ impl FullDisk {
         let waffles = Waffles::with(WafflesOptions { data_plane, ..WafflesOptions::default() }).await;
         let server = McpServer::start().await;
         for (name, mode) in [("strict", AuditMode::Strict), ("count", AuditMode::Count)] {
-            let endpoints = vec![endpoint(&server.url())];
-            waffles.add(ServerSpec { name: name.into(), endpoints, audit: mode.into(), ..spec() }).await;
+            waffles.add(ServerSpec { audit: mode.into(), ..server_at(name, &server.url()) }).await;
         }
         let strict = waffles.client("strict").of(Era::Stateless).await;
         let count = waffles.client("count").of(Era::Stateless).await;
@@ -146,12 +145,9 @@ fn fill(dir: &Path) -> anyhow::Result<PathBuf> {
 async fn counted(waffles: &Waffles) -> anyhow::Result<(u64, u64, u64)> {
     let events = waffles.audit_search(EventFilter::default()).await?;
     let kept = events.iter().filter(|event| event.action.starts_with("mcp.")).count() as u64;
-    let metrics = waffles.proxies[0].metrics().await;
-    let figure = |name: &str| {
-        let line = metrics.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).map_or(0, |number| number as u64)
-    };
-    let (lost, exchanges) = (figure("waffles_audit_lost_records"), figure("waffles_served_exchanges_total"));
+    let proxy = &waffles.proxies[0];
+    let lost = proxy.metric("waffles_audit_lost_records").await as u64;
+    let exchanges = proxy.metric("waffles_served_exchanges_total").await as u64;
     ensure!(kept + lost == exchanges, "{kept} kept, {lost} lost, of {exchanges}");
     Ok((kept, lost, exchanges))
 }

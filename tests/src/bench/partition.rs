@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -18,8 +18,8 @@ use waffles_runtime::task;
 
 use crate::programs::{ControlPlaneOptions, DataPlane, DataPlaneOptions, http_client};
 use crate::traffic::{Plan, Traffic};
-use crate::waffles::{endpoint, spec};
-use crate::{Era, Figure, McpServer, PATIENCE, Waffles, WafflesOptions, eventually};
+use crate::waffles::server_at;
+use crate::{Figure, McpServer, PATIENCE, Waffles, WafflesOptions, eventually};
 
 /// What the promise allows between the break and its notice.
 const NOTICED: Duration = Duration::from_secs(20);
@@ -221,7 +221,7 @@ impl Partition {
         });
         let mut all = Vec::new();
         for (number, kind) in Break::ALL.into_iter().enumerate() {
-            let shown = self.once(&host, &waffles, kind, server_at(format!("late-{number}"), &url)).await?;
+            let shown = self.once(&host, &waffles, kind, server_at(&format!("late-{number}"), &url)).await?;
             let noticed = shown.noticed.map_or("not noticed, nor had to be".to_owned(), |after| {
                 format!("noticed after {after:.1?}")
             });
@@ -275,21 +275,11 @@ impl Partition {
             Some(noticed)
         };
         let mended = Instant::now();
-        let client = waffles.client(&late.name).of(Era::Stateless).await;
-        eventually(PATIENCE, || async {
-            let answer = client.call("echo", json!({})).await?;
-            ensure!(answer.status == 200, "{}", answer.text());
-            Ok(())
-        })
-        .await;
+        waffles.served_by(&waffles.proxies[0], &late.name).await;
         let caught_up = mended.elapsed();
         waffles.settled().await;
         Ok(Shown { noticed, caught_up })
     }
-}
-
-fn server_at(name: String, url: &str) -> ServerSpec {
-    ServerSpec { name, endpoints: vec![endpoint(url)], ..spec() }
 }
 
 /// Waits until the proxy says that it has lost the control plane.

@@ -6,17 +6,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
-use serde_json::json;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
-use waffles_proto::registry::v1::ServerSpec;
 
 use crate::programs::{ControlPlane, ControlPlaneOptions, DataPlane, DataPlaneOptions};
 use crate::traffic::{Plan, Traffic};
-use crate::waffles::{endpoint, spec};
-use crate::{Era, Figure, McpClient, McpServer, PATIENCE, Postgres, Waffles, WafflesOptions, eventually};
+use crate::waffles::server_at;
+use crate::{Figure, McpServer, PATIENCE, Postgres, Waffles, WafflesOptions, eventually};
 
 /// Upgrades.
 #[derive(Debug, Args)]
@@ -104,7 +100,7 @@ impl Upgrade {
                 Step::SecondControlPlane => upgrade(&mut second).await,
                 Step::Postgres => postgres.restart().await,
             }
-            let took = changed(&waffles, format!("after-{number}"), &server.url()).await;
+            let took = changed(&waffles, &format!("after-{number}"), &server.url()).await;
             println!("{step:?}: a change was everywhere after {took:.2?}; {} calls so far", traffic.made());
             slowest = slowest.max(took);
         }
@@ -148,8 +144,7 @@ async fn replace(proxy: &mut DataPlane, programs: Option<PathBuf>) {
     proxy.restart().await;
     proxy.ready().await;
     // It serves before the next one goes.
-    let addr = proxy.mcp;
-    eventually(PATIENCE, || async move { TcpStream::connect(addr).await.context("not yet") }).await;
+    proxy.takes_connections().await;
 }
 
 async fn upgrade(control_plane: &mut ControlPlane) {
@@ -160,22 +155,11 @@ async fn upgrade(control_plane: &mut ControlPlane) {
 
 /// How long a new server takes to be served by every proxy. Writing is tried again, as an operator would: the control plane
 /// may look for its database still.
-async fn changed(waffles: &Waffles, name: String, url: &str) -> Duration {
+async fn changed(waffles: &Waffles, name: &str, url: &str) -> Duration {
     let started = Instant::now();
-    eventually(PATIENCE, || async {
-        let spec = ServerSpec { name: name.clone(), endpoints: vec![endpoint(url)], ..spec() };
-        waffles.try_register(spec).await
-    })
-    .await;
+    eventually(PATIENCE, || waffles.try_register(server_at(name, url))).await;
     for proxy in &waffles.proxies {
-        let client = McpClient::new(&proxy.server_url(&name)).with_bearer(&waffles.admin.secret);
-        let client = client.of(Era::Stateless).await;
-        eventually(PATIENCE, || async {
-            let answer = client.call("echo", json!({})).await?;
-            anyhow::ensure!(answer.status == 200, "{}", answer.text());
-            Ok(())
-        })
-        .await;
+        waffles.served_by(proxy, name).await;
     }
     started.elapsed()
 }
